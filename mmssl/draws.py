@@ -1,0 +1,97 @@
+"""Counter-based random draws: pure functions of (seed, epoch, sample, name), the same on any number of ranks or workers.
+
+A stream of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014) per sample, computed
+for a whole batch at once. Nothing here touches a global generator, so evaluation and monitors cannot disturb training.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """A 64-bit constant as the signed integer that torch stores."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's `>>` keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _MIX[0]
+    z = (z ^ _shift(z, 27)) * _MIX[1]
+    return z ^ _shift(z, 31)
+
+
+class Draws:
+    """Random numbers for each sample of a batch.
+
+    Args:
+        keys: one 64-bit key per sample, (b,) int64. Use `Draws.of` and `named` to make them.
+    """
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys = keys
+
+    @classmethod
+    def of(cls, seed: int, epoch: int | Tensor, samples: Tensor) -> Draws:
+        """Draws of the given samples in one epoch.
+
+        Args:
+            seed: the run's seed.
+            epoch: the epoch, one number or one per sample.
+            samples: ids of the samples in their data set, (b,) int64.
+        """
+        samples = samples.to(torch.int64)
+        epochs = torch.as_tensor(epoch, dtype=torch.int64, device=samples.device)
+        base = _mix(torch.full_like(samples, seed) * _GAMMA + 1)
+        return cls(_mix(_mix(base + epochs * _GAMMA) + samples * _GAMMA))
+
+    def named(self, name: str) -> Draws:
+        """An independent stream, for one use of randomness: each use has a name of its own."""
+        return Draws(_mix(self.keys ^ _signed(zlib.crc32(name.encode()) * 0x100000001B3 & (1 << 64) - 1)))
+
+    def rows(self, row: Tensor) -> Draws:
+        """The draws of some samples, or of one sample several times (use `named` to tell those apart)."""
+        return Draws(self.keys[row])
+
+    def bits(self, *shape: int) -> Tensor:
+        """Uniform 64-bit integers, (b, *shape) int64."""
+        count = math.prod(shape)
+        steps = torch.arange(1, count + 1, device=self.keys.device, dtype=torch.int64) * _GAMMA
+        return _mix(self.keys.unsqueeze(1) + steps).reshape(len(self.keys), *shape)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Uniform numbers in [low, high), (b, *shape) float32 of 24 random bits each."""
+        unit = _shift(self.bits(*shape), 40).to(torch.float32) * 2.0**-24
+        return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers (Box-Muller), (b, *shape) float32."""
+        u = self.uniform(2, *shape)
+        radius = torch.sqrt(-2.0 * torch.log1p(-u[:, 0]))
+        return radius * torch.cos(2.0 * math.pi * u[:, 1])
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Uniform integers in [low, high), (b, *shape) int64; the bias is below (high - low) / 2**53."""
+        return low + _shift(self.bits(*shape), 11) % (high - low)
+
+    def order(self, n: int) -> Tensor:
+        """A random permutation of n places per sample, (b, n) int64."""
+        return torch.argsort(self.uniform(n), dim=1, stable=True)
+
+
+def shuffle(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of n samples in one epoch, (n,) int64: a pure function of (seed, epoch)."""
+    keys = Draws.of(seed, epoch, torch.arange(n)).named("order").keys
+    return torch.argsort(keys, stable=True)

@@ -1,0 +1,187 @@
+"""Frozen features: an encoder or the raw input over a data set, without touching the encoder or any random state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmssl.types import Tokens
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Features:
+    """One vector and one label per sample (or per token, where the data are tokens: nodes, points).
+
+    Args:
+        x: (n, d) float32.
+        y: (n,) int64; -1 where there is no label.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def where(self, keep: Tensor) -> Features:
+        """The rows at which `keep` (n,) bool holds."""
+        return Features(self.x[keep], self.y[keep])
+
+    def labelled(self) -> Features:
+        """The rows that have a label."""
+        return self.where(self.y >= 0)
+
+
+class Adapter(Protocol):
+    """What `raw_input` needs of a modality."""
+
+    def baseline(self, sample: Any) -> Any:
+        """The sample without any encoder: (d,), or (n, d) where data are tokens."""
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Puts back torch's, NumPy's and Python's global random state: what runs inside cannot disturb training.
+
+    Needed even where nothing is drawn on purpose: a DataLoader draws a seed whenever it is iterated.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every submodule has the training flag it had (frozen parts stay frozen)."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in flags:
+            part.training = training
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's first parameter or buffer lies; the CPU if it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def embed(
+    encoder: nn.Module, batches: Iterable[Mapping[str, Any]], pool: str = "mean", limit: int | None = None
+) -> Features:
+    """Features of a data set in evaluation mode, on the CPU.
+
+    Training flags of all submodules and the global random states are as before afterwards.
+
+    Args:
+        encoder: `encoder(view) -> Tokens`, unmasked.
+        batches: dicts with `x` (a `View`) and, where there are labels, `label`: (b,) integers, or one per token.
+        pool: `mean` or `cls` for one vector per sample; `token` for one per valid token, whose label lies at the
+            token's place in `label` (b, n), or (n,) in order for a packed batch.
+        limit: stop after this many rows; all by default.
+
+    Raises:
+        ValueError: where there is no sample, labels are not integers, or their shape does not fit `pool`.
+    """
+    device = device_of(encoder)
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    count = 0
+    with untouched(), evaluating(encoder), torch.inference_mode():
+        for batch in batches:
+            x, y = rows(encoder(batch["x"].to(device)), batch.get("label"), pool)
+            xs.append(x.float().cpu())
+            ys.append(y.cpu())
+            count += len(y)
+            if limit is not None and count >= limit:
+                break
+    if count == 0:
+        raise ValueError("data: there is nothing to embed; the split is empty. Check data.root and the split's size.")
+    # copied outside inference_mode: inference tensors could not be used in a graph later
+    return Features(torch.cat(xs)[:limit], torch.cat(ys)[:limit])
+
+
+def rows(tokens: Tokens, label: Tensor | None, pool: str) -> tuple[Tensor, Tensor]:
+    """Vectors (r, d) and labels (r,) of one batch: a row per sample, or per valid token with `pool="token"`."""
+    if label is not None and (label.is_floating_point() or label.is_complex()):
+        raise ValueError(
+            f"data: labels are {label.dtype}, but probes classify: they need integers from 0 on, with -1 for samples "
+            "without a label. Turn a continuous target into classes, or leave the labels out."
+        )
+    if pool != "token":
+        x, y = tokens.pool(pool), label
+    elif tokens.packed or tokens.valid is None:
+        assert tokens.x is not None
+        x = tokens.x.flatten(0, -2)
+        y = label if label is None or tokens.packed else _at(label, tokens).flatten()
+    else:
+        assert tokens.x is not None
+        x = tokens.x[tokens.valid]
+        y = None if label is None else _at(label, tokens)[tokens.valid]
+    if y is None:
+        y = torch.full((len(x),), UNLABELLED)
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"data: {tuple(y.shape)} labels for {len(x)} rows at pool={pool!r}. Labels of samples go with pool=mean or "
+            "pool=cls, labels of nodes, points or patches with pool=token."
+        )
+    return x, y.to(torch.int64)
+
+
+def _at(label: Tensor, tokens: Tokens) -> Tensor:
+    """Labels (b, places) at the places of the tokens, (b, n)."""
+    if label.dim() != 2:
+        raise ValueError(
+            f"data: pool=token needs a label per token, (samples, tokens), but labels are {tuple(label.shape)}. Use "
+            "pool=mean or pool=cls for labels of samples."
+        )
+    return label.to(tokens.index.device).gather(1, tokens.index)
+
+
+def raw_input(dataset: Any, adapter: Adapter, limit: int | None = None) -> Features:
+    """The raw-input baseline: what a probe can do with no encoder at all.
+
+    Args:
+        dataset: `len(dataset)` and `dataset[i]`, a sample with an optional `label` (key or attribute).
+        adapter: the modality; its `baseline(sample)` gives one vector, or (n, d) where data are tokens.
+        limit: only the first samples; all by default.
+
+    Raises:
+        ValueError: where there is no sample, or vectors of different samples differ in length.
+    """
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    with untouched():
+        for i in range(len(dataset) if limit is None else min(limit, len(dataset))):
+            sample = dataset[i]
+            x = torch.as_tensor(adapter.baseline(sample), dtype=torch.float32)
+            x = x if x.dim() == 2 else x.reshape(1, -1)
+            label = sample.get("label") if isinstance(sample, Mapping) else getattr(sample, "label", None)
+            y = torch.full((len(x),), UNLABELLED) if label is None else torch.as_tensor(label).reshape(-1)
+            if len(y) != len(x) or (xs and x.shape[1] != xs[0].shape[1]):
+                raise ValueError(
+                    f"data: the raw-input baseline of sample {i} is {tuple(x.shape)} with {len(y)} labels, where "
+                    f"sample 0 has width {xs[0].shape[1] if xs else x.shape[1]}; every sample needs the same width."
+                )
+            xs.append(x)
+            ys.append(y.to(torch.int64))
+    if not xs:
+        raise ValueError("data: there is no sample for the raw-input baseline; the split is empty.")
+    return Features(torch.cat(xs), torch.cat(ys))

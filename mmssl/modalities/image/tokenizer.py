@@ -1,0 +1,71 @@
+"""Images to patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmssl.nn.network import LinearEmbed
+from mmssl.nn.patches import coordinates, cut
+from mmssl.registry import register
+from mmssl.types import Tokens, TokenSpec, View
+
+
+@register("tokenizer/image")
+class ImageTokenizer(nn.Module):
+    """Normalises an image with the data's statistics and cuts it into square patches (ViT, MAE).
+
+    A patch's raw values are its normalised pixels, (row, column, channel) with the channel fastest.
+
+    Args:
+        facts: the data's facts: `channels`, and `mean` and `std` per channel in units of [0, 1].
+        size: side of the image in pixels, one number or (height, width).
+        patch: side of a patch in pixels; it has to divide the size.
+
+    Raises:
+        ValueError: when the patch does not divide the size.
+    """
+
+    def __init__(self, facts: Mapping[str, Any], *, size: int | list[int] = 224, patch: int = 16) -> None:
+        super().__init__()
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if any(side % patch for side in sides):
+            near = sorted({side // patch * patch for side in sides} | {-(-side // patch) * patch for side in sides})
+            fits = [p for p in range(2, 33) if all(side % p == 0 for side in sides)]
+            raise ValueError(
+                f"tokenizer.patch={patch} does not divide data.size={size}. Set data.size to a multiple of {patch} "
+                f"(near: {', '.join(map(str, near))}), or tokenizer.patch to a divisor of the size "
+                f"({', '.join(map(str, fits)) or 'there is none up to 32'})."
+            )
+        channels = int(facts["channels"])
+        grid = (sides[0] // patch, sides[1] // patch)
+        self.patch = patch
+        self.spec = TokenSpec(patch * patch * channels, 2, grid, (patch, patch), channels)
+        self.register_buffer("mean", torch.tensor(facts["mean"], dtype=torch.float32).view(1, -1, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(facts["std"], dtype=torch.float32).view(1, -1, 1, 1) * 255)
+        self.register_buffer("pos", coordinates(grid), persistent=False)
+
+    def embedding(self, dim: int) -> LinearEmbed:
+        """A linear embedding of patches."""
+        return LinearEmbed(self.spec.raw, dim)
+
+    def forward(self, view: View) -> Tokens:
+        """Patches of a batch.
+
+        Args:
+            view: uint8 images (b, c, h, w), or floats in [0, 1].
+
+        Returns:
+            Tokens with raw (b, n, patch * patch * c), without embeddings.
+        """
+        image = view.data
+        pixels = image.float() if image.dtype == torch.uint8 else image * 255.0
+        raw = cut((pixels - self.mean) / self.std, (self.patch, self.patch))
+        grid = (image.shape[-2] // self.patch, image.shape[-1] // self.patch)
+        pos = self.pos if grid == self.spec.grid else coordinates(grid).to(raw.device)
+        b, n = raw.shape[:2]
+        index = torch.arange(n, device=raw.device).expand(b, n)
+        return Tokens(raw=raw, pos=pos.expand(b, n, 2), index=index, grid=grid)

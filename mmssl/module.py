@@ -1,0 +1,137 @@
+"""The one LightningModule: a step, its terms, and nothing else. No evaluation, no data, no branch on a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mmssl.nn.network import Network
+from mmssl.parts.optim import Optim
+from mmssl.step import LookSpec, Plan, Step
+from mmssl.types import Tokens, View
+
+
+class SSLModule(lightning.LightningModule):
+    """Trains networks on a sum of terms.
+
+    The loss of a term is its sum divided by its weight over the *global* batch, so that any number of ranks trains the
+    same objective, also where ranks hold unequal counts.
+
+    Args:
+        networks: networks by name; `main` is the one that is kept.
+        looks: how each look is made.
+        objective: terms by name, each called with a `Plan`.
+        optim: how to optimise.
+        batch_size: samples of a step over all ranks and accumulation steps.
+        teacher: follows the networks, and what terms twin; None for none.
+        seed: the run's seed.
+        keep: `student` or `teacher`: which branch evaluation and export take.
+
+    Raises:
+        ValueError: when `keep` is teacher and there is none, or a corruptor does not fit its encoder.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, Network],
+        looks: Mapping[str, LookSpec],
+        objective: Mapping[str, Callable[[Plan], nn.Module]],
+        optim: Optim,
+        batch_size: int,
+        teacher: Any = None,
+        seed: int = 0,
+        keep: str = "student",
+    ) -> None:
+        super().__init__()
+        if keep not in ("student", "teacher") or (keep == "teacher" and teacher is None):
+            raise ValueError(f"keep has to be 'student', or 'teacher' in a run with a teacher (got {keep!r})")
+        self.networks = nn.ModuleDict(networks)
+        self.corruptors = nn.ModuleDict({n: s.corruptor for n, s in looks.items() if s.corruptor is not None})
+        self.looks, self.optim, self.batch_size, self.seed, self.keep = looks, optim, batch_size, seed, keep
+        self.teacher = teacher
+        if teacher is not None:
+            for name, network in self.networks.items():
+                teacher.twin(name, network)
+        plan = Plan(
+            looks=looks,
+            specs={name: self.networks[spec.network].spec for name, spec in looks.items()},
+            dims={name: self.networks[spec.network].dim for name, spec in looks.items()},
+            taps={name: self.networks[spec.network].encoder.tap_names for name, spec in looks.items()},
+            twin=self._twin,
+        )
+        self.objective = nn.ModuleDict({name: term(plan) for name, term in objective.items()})
+        self.latest: dict[str, Tensor] = {}
+        self.steps = 0
+        self._followed = -1
+
+    def _twin(self, name: str, module: nn.Module) -> nn.Module:
+        return module if self.teacher is None else self.teacher.twin(name, module)
+
+    @property
+    def kept(self) -> Network:
+        """The network that is evaluated and taken away."""
+        main = self.networks["main"]
+        return main if self.keep == "student" else self.teacher.of(main)
+
+    @property
+    def progress(self) -> float:
+        """Share of the training done, in [0, 1]: optimizer steps taken over steps planned."""
+        return min(self.global_step / max(self.steps, 1), 1.0)
+
+    def forward(self, view: View) -> Tokens:
+        """Features of a whole view by the kept network."""
+        return self.kept(view)
+
+    def begin(self, batch: Mapping[str, Any]) -> Step:
+        """The step of a batch; nothing runs before a term asks."""
+        return Step(batch, self.looks, self.networks, self.teacher, self.seed, self.progress)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Tensor:
+        """The weighted sum of all terms, scaled so that averaging over ranks gives the global objective."""
+        step = self.begin(batch)
+        sums, weights = zip(*(term(step) for term in self.objective.values()), strict=True)
+        scale, total = 1.0, torch.stack([w.detach().float() for w in weights])
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(total)
+            scale = float(dist.get_world_size())
+        loss = sums[0].new_zeros(())
+        for i, (name, term) in enumerate(self.objective.items()):
+            value = sums[i] / total[i].clamp(min=1e-12)
+            loss = loss + scale * term.weight * value
+            self.latest[name] = value.detach()
+        self.latest["loss"] = loss.detach() / scale
+        return loss
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets the rates of this step; a teacher that follows before the forward pass does so now."""
+        self.lr = self.optim.set(self.optimizers(use_pl_optimizer=False), self.progress)
+        self._follow("before")
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A teacher that follows after the optimizer step does so now."""
+        self._follow("after")
+
+    def _follow(self, when: str) -> None:
+        """Once per optimizer step, also while gradients accumulate."""
+        if self.teacher is not None and self.teacher.on == when and self._followed != self.global_step:
+            self._followed = self.global_step
+            self.teacher.follow(self.progress)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimizer over everything that trains."""
+        return self.optim.build(self, self.batch_size)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm of all gradients together, where the recipe says so."""
+        if self.optim.clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip, gradient_clip_algorithm="norm")

@@ -1,0 +1,1 @@
+"""Encoders: tokens in, tokens out. They know no masks, only which tokens are valid."""

@@ -1,0 +1,125 @@
+"""A plain vision transformer over any tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from mmssl.nn.init import scale_by_depth_, trunc_normal_, xavier_
+from mmssl.nn.positions import SinCos
+from mmssl.registry import register
+from mmssl.types import Tokens, TokenSpec
+
+
+def key_mask(tokens: Tokens, prefix: int) -> Tensor | None:
+    """Which keys attention may read, (b, 1, 1, q + n) bool, or None where nothing is padded."""
+    if tokens.valid is None:
+        return None
+    ones = tokens.valid.new_ones(tokens.valid.shape[0], prefix)
+    return torch.cat([ones, tokens.valid], 1)[:, None, None, :]
+
+
+def walk(blocks: nn.ModuleList, x: Tensor, taps: tuple[str, ...], **inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Runs blocks in turn and keeps the layers asked for: `embed`, `block.0`, `block.1`, ..."""
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    kept = {"embed": x} if "embed" in taps else {}
+    for i, block in enumerate(blocks):
+        x = block(x, **inputs)
+        if f"block.{i}" in taps:
+            kept[f"block.{i}"] = x
+    return x, kept
+
+
+def tap_names(depth: int) -> tuple[str, ...]:
+    """Names of the layers of an encoder of this depth, from the embedded input to the last block."""
+    return ("embed", *(f"block.{i}" for i in range(depth)))
+
+
+@register("encoder/vit")
+class ViT(nn.Module):
+    """Pre-norm vision transformer of timm's blocks (Dosovitskiy et al. 2020; MAE's encoder), on any subset of tokens.
+
+    Args:
+        spec: sizes of the tokens.
+        dim: width.
+        depth: number of blocks.
+        heads: attention heads; they have to divide the width.
+        position: position embedding, called as (spec, dim).
+        mlp_ratio: hidden width of the MLPs over the width.
+        class_token: whether a class token goes in front; it gets no position.
+        registers: number of register tokens behind the class token (Darcet et al. 2023).
+        drop_path: stochastic depth at the last block, rising linearly from 0.
+        layer_scale: initial value of layer-scale, None for none.
+        final_norm: whether a LayerNorm ends the encoder (CrossMAE reads the layers before it).
+        init: `xavier` (MAE) or `trunc_normal` (ViT; output matrices divided by sqrt(2 l) as in BEiT and I-JEPA).
+
+    Raises:
+        ValueError: when heads do not divide the width, or for an unknown `init`.
+    """
+
+    accepts = "sequence"
+
+    def __init__(
+        self,
+        spec: TokenSpec,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        position: Callable[[TokenSpec, int], nn.Module] = SinCos,
+        mlp_ratio: float = 4.0,
+        class_token: bool = True,
+        registers: int = 0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        final_norm: bool = True,
+        init: str = "xavier",
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"encoder.heads={heads} does not divide encoder.dim={dim}; choose a divisor of {dim}")
+        if init not in ("xavier", "trunc_normal"):
+            raise ValueError(f"encoder.init has to be 'xavier' or 'trunc_normal' (got {init!r})")
+        self.dim, self.depth = dim, depth
+        self.tap_names = tap_names(depth)
+        self.position = position(spec, dim)
+        count = int(class_token) + registers
+        self.prefix = nn.Parameter(torch.empty(1, count, dim)) if count else None
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, mlp_ratio, qkv_bias=True, init_values=layer_scale, norm_layer=norm,
+                  drop_path=drop_path * i / max(depth - 1, 1))
+            for i in range(depth)
+        )  # fmt: skip
+        self.norm = norm(dim) if final_norm else nn.Identity()
+        if init == "xavier":
+            xavier_(self.blocks)
+        else:
+            trunc_normal_(self.blocks)
+            scale_by_depth_(self.blocks)
+        if self.prefix is not None:
+            nn.init.normal_(self.prefix, std=0.02)
+
+    def forward(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
+        """Encodes tokens.
+
+        Args:
+            tokens: embedded tokens, `x` (b, n, dim).
+            taps: layers to keep, of `tap_names`.
+
+        Returns:
+            Tokens with `x`, `prefix` and `taps` filled.
+        """
+        assert tokens.x is not None
+        x = tokens.x + self.position(tokens)
+        count = 0
+        if self.prefix is not None:
+            count = self.prefix.shape[1]
+            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+        x, kept = walk(self.blocks, x, taps, attn_mask=key_mask(tokens, count))
+        x = self.norm(x)
+        return tokens.but(x=x[:, count:], prefix=x[:, :count] if count else None, taps=kept)

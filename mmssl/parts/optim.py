@@ -1,0 +1,183 @@
+"""Optimizers as recipes name them: parameter groups, rates and schedules, with one torch optimizer behind."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmssl.nn.lars import LARS
+from mmssl.registry import register
+
+Schedule = Callable[[float], float]
+
+
+def peak_rate(lr: float | None, base_lr: float | None, base_batch: int, batch_size: int) -> float:
+    """The peak learning rate really used: `lr`, or `base_lr * batch_size / base_batch`.
+
+    Args:
+        lr: the rate itself, or None.
+        base_lr: the rate per `base_batch` samples, or None.
+        base_batch: 256 unless the paper differs.
+        batch_size: samples of a step, over all ranks and accumulation steps.
+
+    Raises:
+        ValueError: when both or neither are given.
+    """
+    if (lr is None) == (base_lr is None):
+        got = f"optim.lr={lr} and optim.base_lr={base_lr}"
+        raise ValueError(
+            f"Exactly one of optim.lr (the peak rate itself) and optim.base_lr (the rate for {base_batch} samples, scaled "
+            f"with data.batch_size) has to be given (got {got}). Set the other to null, for instance optim.base_lr=null."
+        )
+    return lr if lr is not None else base_lr * batch_size / base_batch
+
+
+class Optim:
+    """How to optimise: makes the optimizer of a module, and sets its rates as a function of progress.
+
+    Args:
+        make: torch optimizer class, called as make(groups, lr=...).
+        lr: peak rate, or None.
+        base_lr: peak rate per `base_batch` samples, or None.
+        base_batch: see `base_lr`.
+        weight_decay: decay of matrices, or a schedule of it over progress.
+        schedule: factor of the rate over progress, None for constant.
+        layer_decay: factor of the rate per block below the last (BEiT); 1 for none.
+        clip: largest norm of all gradients together, None for none.
+        no_decay: patterns of parameter names that have no decay, besides every norm and bias.
+        rules: pattern of parameter names to {lr: factor, weight_decay: value}; the first match counts.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., torch.optim.Optimizer],
+        lr: float | None,
+        base_lr: float | None,
+        base_batch: int,
+        weight_decay: float | Schedule,
+        schedule: Schedule | None,
+        layer_decay: float,
+        clip: float | None,
+        no_decay: Sequence[str],
+        rules: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        self.make, self.lr, self.base_lr, self.base_batch = make, lr, base_lr, base_batch
+        self.weight_decay, self.schedule, self.layer_decay, self.clip = weight_decay, schedule, layer_decay, clip
+        self.no_decay, self.rules = tuple(no_decay), rules
+
+    def build(self, module: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+        """The optimizer over a module's trainable parameters, in groups of equal treatment.
+
+        Raises:
+            ValueError: when a pattern matches no parameter.
+        """
+        lr = peak_rate(self.lr, self.base_lr, self.base_batch, batch_size)
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        for pattern in (*self.no_decay, *self.rules):
+            if not fnmatch.filter([name for name, _ in named], pattern):
+                raise ValueError(f"optim: the pattern {pattern!r} matches no trainable parameter, e.g. {named[0][0]!r}")
+        depth = 1 + max((_block(name) or 0 for name, _ in named), default=0)
+        groups: dict[tuple[float, float | None], dict[str, Any]] = {}
+        for name, parameter in named:
+            factor, decay = self._treatment(name, parameter, depth)
+            group = groups.setdefault((factor, decay), {"params": [], "factor": factor, "decay": decay})
+            group["params"].append(parameter)
+        optimizer = self.make(list(groups.values()), lr=lr)
+        self.peak = lr
+        self.set(optimizer, 0.0)
+        return optimizer
+
+    def _treatment(self, name: str, parameter: torch.Tensor, depth: int) -> tuple[float, float | None]:
+        """Factor of the rate and decay of one parameter; a decay of None means the common one."""
+        factor, decay = 1.0, None
+        if parameter.ndim <= 1 or name.endswith(".bias") or any(fnmatch.fnmatch(name, p) for p in self.no_decay):
+            decay = 0.0
+        if self.layer_decay != 1.0 and (block := _block(name)) is not None:
+            factor = self.layer_decay ** (depth - block)
+        for pattern, rule in self.rules.items():
+            if fnmatch.fnmatch(name, pattern):
+                factor *= rule.get("lr", 1.0)
+                decay = rule.get("weight_decay", decay)
+                break
+        return factor, decay
+
+    def set(self, optimizer: torch.optim.Optimizer, progress: float) -> float:
+        """Sets the rate and the decay of every group for this share of training done; returns the common rate."""
+        lr = self.peak * (self.schedule(progress) if self.schedule else 1.0)
+        decay = self.weight_decay(progress) if callable(self.weight_decay) else self.weight_decay
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+            group["weight_decay"] = decay if group["decay"] is None else group["decay"]
+        return lr
+
+
+def _block(name: str) -> int | None:
+    """Depth of an encoder parameter for layer decay: 0 for the embedding, i + 1 for block i; None behind the encoder."""
+    if match := re.search(r"\.encoder\.(?:.*\.)?blocks\.(\d+)\.", name):
+        return int(match.group(1)) + 1
+    return 0 if re.search(r"\.(embed\.proj|encoder\.(prefix|position|pos_embed|bias))", name) else None
+
+
+@register("optim/adamw")
+def adamw(
+    *,
+    lr: float | None = None,
+    base_lr: float | None = None,
+    base_batch: int = 256,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float | Schedule = 0.05,
+    schedule: Schedule | None = None,
+    layer_decay: float = 1.0,
+    clip: float | None = None,
+    no_decay: Sequence[str] = (),
+    rules: Mapping[str, Mapping[str, float]] | None = None,
+) -> Optim:
+    """AdamW (Loshchilov and Hutter 2019), no decay on norms and biases. See `Optim` for the arguments."""
+    make = partial(torch.optim.AdamW, betas=tuple(betas), eps=eps)
+    return Optim(make, lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {})
+
+
+@register("optim/lars")
+def lars(
+    *,
+    lr: float | None = None,
+    base_lr: float | None = None,
+    base_batch: int = 256,
+    momentum: float = 0.9,
+    trust: float = 0.001,
+    weight_decay: float | Schedule = 1e-6,
+    schedule: Schedule | None = None,
+    layer_decay: float = 1.0,
+    clip: float | None = None,
+    no_decay: Sequence[str] = (),
+    rules: Mapping[str, Mapping[str, float]] | None = None,
+) -> Optim:
+    """LARS (You et al. 2017), neither decay nor adaptation on norms and biases. See `Optim` for the arguments."""
+    make = partial(LARS, momentum=momentum, trust=trust)
+    return Optim(make, lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {})
+
+
+@register("optim/sgd")
+def sgd(
+    *,
+    lr: float | None = None,
+    base_lr: float | None = None,
+    base_batch: int = 256,
+    momentum: float = 0.9,
+    weight_decay: float | Schedule = 1e-4,
+    schedule: Schedule | None = None,
+    layer_decay: float = 1.0,
+    clip: float | None = None,
+    no_decay: Sequence[str] = (),
+    rules: Mapping[str, Mapping[str, float]] | None = None,
+) -> Optim:
+    """Stochastic gradient descent with momentum, no decay on norms and biases. See `Optim` for the arguments."""
+    make = partial(torch.optim.SGD, momentum=momentum)
+    return Optim(make, lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {})

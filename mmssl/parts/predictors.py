@@ -1,0 +1,199 @@
+"""Predictors: from what the encoder saw to an answer at the tokens asked for. MAE's decoder *is* JEPA's predictor.
+
+Called as (spec, width in, width out, taps of the encoder); then as (seen tokens, asked tokens), giving (r, t, width out).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from mmssl.nn.init import xavier_
+from mmssl.nn.positions import SinCos
+from mmssl.registry import register
+from mmssl.types import Tokens, TokenSpec
+
+Position = Callable[[TokenSpec, int], nn.Module]
+_norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+@register("predictor/linear")
+class Linear(nn.Module):
+    """One linear map of each token's features (SimMIM's head, MR-MAE's mimic); it answers only where the encoder saw.
+
+    On tokens of p x p pixels this is SimMIM's 1x1 convolution with pixel-shuffle, up to the order of its outputs.
+    """
+
+    def __init__(self, spec: TokenSpec, width: int, out: int, taps: tuple[str, ...]) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, out)
+
+    def forward(self, seen: Tokens, query: Tokens) -> Tensor:
+        """Answers (r, t, out) at the places of the query, all of which must be among the seen tokens."""
+        return self.head(seen.at(query))
+
+
+@register("predictor/transformer")
+class Transformer(nn.Module):
+    """Self-attention over seen tokens and mask tokens at the places asked for (MAE's decoder; I-JEPA's predictor).
+
+    Attention does not mind the order of its tokens, so nothing is put back in place, and only the tokens asked for are
+    normalised and projected at the end: the numbers are those of the dense decoder.
+
+    Args:
+        spec: sizes of the tokens.
+        width: the encoder's width.
+        out: width of the answer.
+        taps: layers that the encoder can give; none is read.
+        dim: width of the decoder.
+        depth: number of blocks.
+        heads: attention heads.
+        position: position embedding, called as (spec, dim); class tokens get zeros.
+        mlp_ratio: hidden width of the MLPs over the width.
+
+    Raises:
+        ValueError: when heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        spec: TokenSpec,
+        width: int,
+        out: int,
+        taps: tuple[str, ...],
+        *,
+        dim: int = 512,
+        depth: int = 8,
+        heads: int = 16,
+        position: Position = SinCos,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"predictor.heads={heads} does not divide predictor.dim={dim}; choose a divisor of {dim}")
+        self.embed = nn.Linear(width, dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.position = position(spec, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=_norm) for _ in range(depth))
+        self.norm = _norm(dim)
+        self.head = nn.Linear(dim, out)
+        xavier_(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, seen: Tokens, query: Tokens) -> Tensor:
+        """Answers (r, t, out) at the places of the query."""
+        assert seen.x is not None
+        asked = self.mask_token + self.position(query)
+        position = self.position(seen)
+        if seen.prefix is not None:
+            count = seen.prefix.shape[1]
+            known = self.embed(torch.cat([seen.prefix, seen.x], 1))
+            known = torch.cat([known[:, :count], known[:, count:] + position], 1)
+        else:
+            known = self.embed(seen.x) + position
+        x = torch.cat([known, asked.to(known.dtype)], 1)
+        inputs = self._attention_mask(seen, query, known.shape[1])
+        for block in self.blocks:
+            x = block(x, **inputs)
+        return self.head(self.norm(x[:, known.shape[1] :]))
+
+    def _attention_mask(self, seen: Tokens, query: Tokens, known: int) -> dict[str, Tensor]:
+        """Keeps attention off padding; empty where nothing is padded."""
+        if seen.valid is None and query.valid is None:
+            return {}
+        r, t = query.index.shape
+        left = torch.ones(r, known, dtype=torch.bool, device=query.index.device)
+        if seen.valid is not None:
+            left[:, known - seen.valid.shape[1] :] = seen.valid
+        right = torch.ones_like(query.index, dtype=torch.bool) if query.valid is None else query.valid
+        return {"attn_mask": torch.cat([left, right], 1)[:, None, None, :]}
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block of cross-attention and MLP: queries read a memory, and do not see one another."""
+
+    def __init__(self, dim: int, memory: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _norm(dim), _norm(dim)
+        self.attn = nn.MultiheadAttention(dim, heads, kdim=memory, vdim=memory, batch_first=True)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def reset(self, memory: int, dim: int) -> None:
+        """Xavier-uniform as for one matrix that gives keys and values together, which is how CrossMAE draws them."""
+        bound = math.sqrt(6.0 / (memory + 2 * dim))
+        nn.init.xavier_uniform_(self.attn.q_proj_weight)
+        nn.init.uniform_(self.attn.k_proj_weight, -bound, bound)
+        nn.init.uniform_(self.attn.v_proj_weight, -bound, bound)
+        nn.init.zeros_(self.attn.in_proj_bias)
+
+    def forward(self, x: Tensor, memory: Tensor, padding: Tensor | None) -> Tensor:
+        """x (r, t, dim) reads memory (r, s, memory); `padding` (r, s) is True where nothing may be read."""
+        read, _ = self.attn(self.norm1(x), memory, memory, key_padding_mask=padding, need_weights=False)
+        x = x + read
+        return x + self.mlp(self.norm2(x))
+
+
+@register("predictor/cross")
+class Cross(nn.Module):
+    """Mask tokens read the encoder's layers by cross-attention alone (CrossMAE, Fu et al. 2024).
+
+    Block j reads its own weighted sum of the encoder's layers, from the embedded input to the last block, without the
+    encoder's final norm. An answer does not depend on which other tokens are asked for.
+
+    Args:
+        spec: sizes of the tokens.
+        width: the encoder's width.
+        out: width of the answer.
+        taps: layers that the encoder can give; all are read.
+        dim: width of the decoder.
+        depth: number of blocks.
+        heads: attention heads.
+        position: position embedding of the queries, called as (spec, dim).
+        mlp_ratio: hidden width of the MLPs over the width.
+    """
+
+    def __init__(
+        self,
+        spec: TokenSpec,
+        width: int,
+        out: int,
+        taps: tuple[str, ...],
+        *,
+        dim: int = 512,
+        depth: int = 12,
+        heads: int = 16,
+        position: Position = SinCos,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.taps = taps
+        self.mix = nn.Linear(len(taps), depth, bias=False)
+        self.memory_norms = nn.ModuleList(_norm(width) for _ in range(depth))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.position = position(spec, dim)
+        self.blocks = nn.ModuleList(CrossBlock(dim, width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = _norm(dim)
+        self.head = nn.Linear(dim, out)
+        xavier_(self)
+        for block in self.blocks:
+            block.reset(width, dim)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, seen: Tokens, query: Tokens) -> Tensor:
+        """Answers (r, t, out) at the places of the query."""
+        layers = torch.stack([seen.taps[name] for name in self.taps], -1)
+        memories = self.mix(layers).unbind(-1)
+        padding = None
+        if seen.valid is not None:
+            prefix = layers.shape[1] - seen.valid.shape[1]
+            padding = torch.nn.functional.pad(~seen.valid, (prefix, 0), value=False)
+        x = self.mask_token + self.position(query)
+        for block, norm, memory in zip(self.blocks, self.memory_norms, memories, strict=True):
+            x = block(x, norm(memory), padding)
+        return self.head(self.norm(x))

@@ -1,0 +1,336 @@
+"""What flows through a training step: views, tokens and masks. Imports torch only.
+
+Letters in shapes: b samples, r mask rows (r = b, or m rows per sample), n tokens, t tokens asked for, k target blocks,
+d width, v raw values of a token, p coordinates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a batch, as the loader made it.
+
+    Args:
+        data: what the tokenizer of the modality reads: a tensor with the batch in front, or anything with `.to()`.
+        modality: name of the modality, for pictures and messages; no part branches on it.
+    """
+
+    data: Any
+    modality: str
+
+    def to(self, *args: Any, **kwargs: Any) -> View:
+        """The view with its data moved, as `Tensor.to` does."""
+        return View(self.data.to(*args, **kwargs), self.modality)
+
+    def pin_memory(self) -> View:
+        """The view in page-locked memory, so that copies to a GPU overlap with work."""
+        return View(self.data.pin_memory(), self.modality)
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """What parts must know of the tokens before they are built: sizes come from data facts, never from a dummy batch.
+
+    Args:
+        raw: number of raw values of a token (v), for instance 16 * 16 * 3.
+        pos: number of coordinates of a token (p).
+        grid: tokens per axis, where tokens lie on a grid; its product is the number of tokens.
+        cell: size of a grid cell in input samples per axis, for instance (16, 16) pixels.
+        channels: channels of the input, where it has any.
+    """
+
+    raw: int
+    pos: int
+    grid: tuple[int, ...] | None = None
+    cell: tuple[int, ...] | None = None
+    channels: int | None = None
+
+    @property
+    def length(self) -> int | None:
+        """Number of tokens where every sample has the same, else None."""
+        if self.grid is None:
+            return None
+        length = 1
+        for side in self.grid:
+            length *= side
+        return length
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What every modality becomes. Dense: every field starts with (b, n). Packed: with (n,), and `sample` says whose.
+
+    Args:
+        raw: what each token was made of (pixels, bins, offsets, features, cells), (b, n, v). No objective needs to ask
+            which modality it is.
+        pos: coordinates, (b, n, p): (row, col), (time, row, col), (x, y, z), (column).
+        index: place of each token in the full sequence, (b, n) int64.
+        x: embeddings, (b, n, d); None until the embedding has run.
+        valid: False for padding only, (b, n); None means that all are valid.
+        given: False for what is naturally missing: hidden, never in a loss, may be asked for; None means all given.
+        sample: owner of each token of a packed batch, (n,) int64, ascending; None for a dense batch.
+        stream: which view each token came from where several are joined, (b, n) int64.
+        edges: pairs of places over the flattened tokens, (2, e) int64; graphs only.
+        edge_attr: (e, f).
+        edge_weight: per edge (e,), or per layer and edge (l, e).
+        grid: tokens per axis, when the tokens are the whole grid in row-major order or were gathered from it.
+        prefix: class and register tokens in front of the sequence, (b, q, d).
+        taps: named intermediate layers, each (b, q + n, d) with the prefix in front.
+        samples: number of samples of a packed batch, a plain int so that nothing waits for the device.
+    """
+
+    raw: Tensor
+    pos: Tensor
+    index: Tensor
+    x: Tensor | None = None
+    valid: Tensor | None = None
+    given: Tensor | None = None
+    sample: Tensor | None = None
+    stream: Tensor | None = None
+    edges: Tensor | None = None
+    edge_attr: Tensor | None = None
+    edge_weight: Tensor | None = None
+    grid: tuple[int, ...] | None = None
+    prefix: Tensor | None = None
+    taps: dict[str, Tensor] = field(default_factory=dict)
+    samples: int | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether samples of unequal length lie one behind the other."""
+        return self.sample is not None
+
+    def but(self, **changes: Any) -> Tokens:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def take(self, index: Tensor, row: Tensor | None = None, valid: Tensor | None = None) -> Tokens:
+        """The tokens at `index` of a dense batch.
+
+        Args:
+            index: positions in this sequence, (r, t) int64.
+            row: which sample each of the r rows reads, (r,); None where r = b in order.
+            valid: False where an index is only padding, (r, t).
+
+        Returns:
+            Tokens (r, t, ...) without prefix and taps.
+        """
+
+        def pick(field: Tensor | None) -> Tensor | None:
+            if field is None:
+                return None
+            field = field if row is None else field[row]
+            if field.dim() == 2:
+                return field.gather(1, index)
+            return field.gather(1, index.unsqueeze(-1).expand(-1, -1, field.shape[-1]))
+
+        kept = pick(self.valid)
+        if valid is not None:
+            kept = valid if kept is None else kept & valid
+        return self.but(
+            raw=pick(self.raw), pos=pick(self.pos), index=pick(self.index), x=pick(self.x), valid=kept,
+            given=pick(self.given), stream=pick(self.stream), prefix=None, taps={},
+        )  # fmt: skip
+
+    def at(self, query: Tokens, values: Tensor | None = None) -> Tensor:
+        """Embeddings at the places of `query`, (b, t, d); every place asked for must be among these tokens.
+
+        Args:
+            query: tokens whose `index` says which places are wanted.
+            values: what to look up instead of `x`, (b, n, ...).
+        """
+        values = self.x if values is None else values
+        assert values is not None
+        if self.index is query.index:
+            return values
+        size = int(self.length)
+        slot = self.index.new_zeros(self.index.shape[0], size)
+        slot.scatter_(1, self.index, torch.arange(self.index.shape[1], device=slot.device).expand_as(self.index))
+        chosen = slot.gather(1, query.index)
+        return values.gather(1, chosen.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+    @property
+    def length(self) -> int:
+        """Number of places of the full sequence these tokens were taken from."""
+        if self.grid is not None:
+            length = 1
+            for side in self.grid:
+                length *= side
+            return length
+        return int(self.index.max()) + 1
+
+    def pool(self, how: str = "mean") -> Tensor:
+        """One vector per sample, (b, d).
+
+        Args:
+            how: `mean` of the valid tokens, or `cls`, the first prefix token.
+
+        Raises:
+            ValueError: for another word, or `cls` where the encoder has no class token.
+        """
+        assert self.x is not None
+        if how == "cls":
+            if self.prefix is None or self.prefix.shape[1] == 0:
+                raise ValueError("pool=cls, but this encoder has no class token; use pool=mean")
+            return self.prefix[:, 0]
+        if how != "mean":
+            raise ValueError(f"pool has to be 'mean' or 'cls' (got {how!r})")
+        if self.sample is not None:
+            return self._packed_mean()
+        if self.valid is None:
+            return self.x.mean(1)
+        weight = self.valid.unsqueeze(-1).to(self.x.dtype)
+        return (self.x * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+    def _packed_mean(self) -> Tensor:
+        assert self.x is not None and self.sample is not None and self.samples is not None
+        total = self.x.new_zeros(self.samples, self.x.shape[-1]).index_add_(0, self.sample, self.x)
+        count = self.x.new_zeros(self.samples).index_add_(0, self.sample, torch.ones_like(self.x[:, 0]))
+        return total / count.clamp(min=1).unsqueeze(-1)
+
+    def pack(self) -> Tokens:
+        """Dense to packed: padding goes, samples of unequal length follow one another. Edges are renumbered."""
+        if self.sample is not None:
+            return self
+        b, n = self.index.shape
+        valid = torch.ones_like(self.index, dtype=torch.bool) if self.valid is None else self.valid
+        owner = torch.arange(b, device=valid.device).unsqueeze(1).expand(b, n)[valid]
+        place = torch.cumsum(valid.flatten().long(), 0) - 1
+
+        def pick(field: Tensor | None) -> Tensor | None:
+            return None if field is None else field[valid]
+
+        return self.but(
+            raw=pick(self.raw), pos=pick(self.pos), index=pick(self.index), x=pick(self.x), valid=None,
+            given=pick(self.given), stream=pick(self.stream), sample=owner, samples=b,
+            edges=None if self.edges is None else place[self.edges],
+        )  # fmt: skip
+
+    def dense(self) -> Tokens:
+        """Packed to dense: samples are padded to the longest, `valid` says where. Edges are renumbered."""
+        if self.sample is None:
+            return self
+        assert self.samples is not None
+        count = torch.bincount(self.sample, minlength=self.samples)
+        n = int(count.max())
+        start = torch.cumsum(count, 0) - count
+        slot = torch.arange(len(self.sample), device=count.device) - start[self.sample]
+        valid = torch.arange(n, device=count.device) < count.unsqueeze(1)
+
+        def spread(field: Tensor | None) -> Tensor | None:
+            if field is None:
+                return None
+            out = field.new_zeros(self.samples, n, *field.shape[1:])
+            out[self.sample, slot] = field
+            return out
+
+        return self.but(
+            raw=spread(self.raw), pos=spread(self.pos), index=spread(self.index), x=spread(self.x), valid=valid,
+            given=spread(self.given), stream=spread(self.stream), sample=None, samples=None,
+            edges=None if self.edges is None else (self.sample * n + slot)[self.edges],
+        )  # fmt: skip
+
+
+def concat(parts: list[Tokens]) -> Tokens:
+    """Several dense token sets of the same samples as one sequence; `stream` tells them apart, `index` goes on counting."""
+    offsets, total = [], 0
+    for part in parts:
+        offsets.append(total)
+        total += part.length
+
+    def cat(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else torch.cat(values, 1)
+
+    def flags(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        if all(value is None for value in values):
+            return None
+        full = [torch.ones_like(p.index, dtype=torch.bool) if v is None else v for p, v in zip(parts, values, strict=True)]
+        return torch.cat(full, 1)
+
+    width = max(part.raw.shape[-1] for part in parts)
+    coordinates = max(part.pos.shape[-1] for part in parts)
+    pad = torch.nn.functional.pad
+    return Tokens(
+        raw=torch.cat([pad(part.raw, (0, width - part.raw.shape[-1])) for part in parts], 1),
+        pos=torch.cat([pad(part.pos, (0, coordinates - part.pos.shape[-1])) for part in parts], 1),
+        index=torch.cat([part.index + offset for part, offset in zip(parts, offsets, strict=True)], 1),
+        x=cat("x"), valid=flags("valid"), given=flags("given"),
+        stream=torch.cat([torch.full_like(part.index, i) for i, part in enumerate(parts)], 1),
+        grid=(total,),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where tokens (or edges) are hidden. Several masks per sample are several rows.
+
+    Args:
+        visible: what the encoder may see, (r, n) bool.
+        targets: what is asked for, (r, k, n) bool: k = 1 for a masked autoencoder, 4 blocks for I-JEPA.
+        row: the sample each row belongs to, (r,) int64; None where there is one mask per sample, in order.
+        visible_count: number of visible tokens of every row, a plain int where the masker knows it: dropping tokens is
+            then one gather, without waiting for the device.
+        target_count: number of tokens of every target block, likewise.
+        loss: the set a loss is taken over where it is not `targets`, (r, k, n) bool.
+        source: for elements whose value is replaced by that of another element, its flat place, (r, n) int64; -1
+            elsewhere (GraphMAE's noise nodes, VIME's swapped cells).
+    """
+
+    visible: Tensor
+    targets: Tensor
+    row: Tensor | None = None
+    visible_count: int | None = None
+    target_count: int | None = None
+    loss: Tensor | None = None
+    source: Tensor | None = None
+
+    @property
+    def hidden(self) -> Tensor:
+        """What the encoder may not see, (r, n) bool."""
+        return ~self.visible
+
+    def invert(self) -> Mask:
+        """The complement: visible and hidden change places; what was visible is asked for."""
+        n = self.visible.shape[1]
+        count = None if self.visible_count is None else n - self.visible_count
+        return Mask(~self.visible, self.visible.unsqueeze(1), self.row, count, self.visible_count)
+
+    @cached_property
+    def visible_index(self) -> tuple[Tensor, Tensor | None]:
+        """Places of the visible tokens in ascending order, (r, s) int64, and which of them are padding's opposite."""
+        return places(self.visible, self.visible_count)
+
+    @cached_property
+    def target_index(self) -> tuple[Tensor, Tensor | None]:
+        """Places of the target tokens in ascending order, (r, k, t) int64, and their validity."""
+        return places(self.targets, self.target_count)
+
+
+def places(flags: Tensor, count: int | None) -> tuple[Tensor, Tensor | None]:
+    """Indices of the True entries of the last axis, ascending, padded to the longest row.
+
+    Args:
+        flags: (..., n) bool.
+        count: number of True in every row where it is known; else the device is asked and rows are padded.
+
+    Returns:
+        index (..., count) int64 and valid (..., count) bool, None where no row is padded.
+    """
+    order = torch.argsort(flags.to(torch.uint8), dim=-1, descending=True, stable=True)
+    if count is not None:
+        return order[..., :count], None
+    per_row = flags.sum(-1)
+    longest = int(per_row.max())
+    valid = torch.arange(longest, device=flags.device) < per_row.unsqueeze(-1)
+    return order[..., :longest], None if bool(valid.all()) else valid
