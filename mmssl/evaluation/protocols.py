@@ -6,7 +6,7 @@ set once, after everything has been chosen on the training set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,6 +109,28 @@ class Knn:
         return weight.new_zeros(len(query), int(y.max()) + 1).scatter_add_(1, y[index], weight).argmax(1)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted linear classifier.
+
+    Args:
+        scaler: standardises features.
+        classes: label of each output, (c,) int64.
+        weight: (d, c).
+        bias: (c,).
+    """
+
+    scaler: Scaler
+    classes: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Label of each row of (n, d), (n,) int64."""
+        x = self.scaler(x)
+        return self.classes[(x @ self.weight.to(x.dtype) + self.bias.to(x.dtype)).argmax(1)]
+
+
 @register("protocol/linear")
 class Linear:
     """Linear probe: multinomial logistic regression on standardised frozen features, as in Kornblith et al. (2019).
@@ -145,24 +167,31 @@ class Linear:
         """Top-1 accuracy on `test` of the probe fitted on `train`."""
         check("protocol/linear", train, test)
         chosen = self._choose(train)
-        scaler, classes, weight, bias = self._path(train, [chosen["l2"]])[0]
-        return top1(classes[(scaler(test.x) @ weight + bias).argmax(1)], test, chosen)
+        fitted = next(self._path(train, [chosen["l2"]]))
+        return top1(fitted.predict(test.x), test, chosen)
 
     def _choose(self, train: Features) -> dict[str, Any]:
-        if len(self.l2) == 1:
-            return {"l2": self.l2[0], "holdout_top1": None}
         held = stratified(train.y, self.holdout)
-        if not bool(held.any()):
-            # one sample a class: nothing can be held out, and a strong penalty errs on the safe side
+        if len(self.l2) == 1 or not bool(held.any()):
+            # with one sample a class nothing can be held out, and the strongest penalty errs on the safe side
             return {"l2": self.l2[0], "holdout_top1": None}
         rest = train.where(held)
         best, score, worse = self.l2[0], -1.0, 0
-        for l2, (scaler, classes, weight, bias) in zip(self.l2, self._fits(train.where(~held), self.l2), strict=False):
-            predicted = classes[(scaler(rest.x) @ weight + bias).argmax(1)]
-            right = float((predicted == rest.y).double().mean())
+        for l2, fitted in zip(self.l2, self._path(train.where(~held), self.l2), strict=False):
+            right = float((fitted.predict(rest.x) == rest.y).double().mean())
+            worse = worse + 1 if right < score else 0
             if right > score:
                 best, score = l2, right
-            worse = worse + 1 if right < score else 0
             if worse == 2:
                 break
         return {"l2": best, "holdout_top1": score}
+
+    def _path(self, train: Features, penalties: Sequence[float]) -> Iterator[Fitted]:
+        """Fits of each penalty in turn, made as they are asked for; each begins where the one before ended."""
+        scaler = Scaler.fit(train.x)
+        classes, y = torch.unique(train.y, return_inverse=True)
+        problem = Logistic(scaler(train.x), y, len(classes))
+        solution = None
+        for l2 in penalties:
+            solution = problem.fit(l2, start=solution, max_iter=self.max_iter, tolerance=self.tolerance)
+            yield Fitted(scaler, classes, *solution)

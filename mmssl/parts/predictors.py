@@ -183,6 +183,7 @@ class Cross(nn.Module):
         xavier_(self)
         for block in self.blocks:
             block.reset(width, dim)
+        nn.init.normal_(self.mix.weight, std=len(taps) ** -0.5)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, seen: Tokens, query: Tokens) -> Tensor:

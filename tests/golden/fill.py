@@ -1,4 +1,4 @@
-"""Weights and images from formulas, so that two implementations can be given the same numbers without a file of weights.
+"""Weights and images from formulas: two implementations get the same numbers without a file of weights.
 
 Everything is computed in float64 and then rounded to float32. No random generator is involved.
 """
@@ -36,8 +36,8 @@ def fill(named_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Values for every parameter: 0.15 * wave(numel, 0.9 (i + 1)), one more for weights of a normalisation.
 
     Args:
-        named_shapes: shapes by name. The i-th name (i from 0, names sorted as Python strings) has the shift 0.9 (i + 1),
-            so values depend on the whole set of names: give the official names of all trainable parameters.
+        named_shapes: shapes by name. The i-th name (i from 0, names sorted as Python strings) has the shift
+            0.9 (i + 1), so values depend on the whole set: give the official names of all trainable parameters.
 
     Returns:
         Float32 tensors by name, filled in C order.
@@ -53,9 +53,9 @@ def fill(named_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
 def image(batch: int = 3, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
     """Images of mean about zero and variance about one, (batch, channels, height, width) float32.
 
-    sqrt(2) * (0.8 smooth + 0.6 amount * wave(numel, 0)), where smooth = sin(0.2 (y+1) + 0.13 (x+1) + 0.6 (c+1) + 2.3 (s+1))
-    for row y, column x, channel c and sample s (each from 0), and amount = 1 + 0.6 sin(0.31 (y+1) - 0.17 (x+1) + 1.1 (s+1)):
-    patches differ in mean and in variance.
+    sqrt(2) * (0.8 smooth + 0.6 amount * wave(numel, 0)) with, for row y, column x, channel c and sample s from 0,
+    smooth = sin(0.2 (y+1) + 0.13 (x+1) + 0.6 (c+1) + 2.3 (s+1)) and
+    amount = 1 + 0.6 sin(0.31 (y+1) - 0.17 (x+1) + 1.1 (s+1)): patches differ in mean and in variance.
     """
     shape = (batch, channels, height, width)
     s, c, y, x = (1 + place.to(torch.float64) for place in torch.meshgrid(*map(torch.arange, shape), indexing="ij"))

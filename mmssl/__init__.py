@@ -1,0 +1,41 @@
+"""mmssl: self-supervised learning for images, video, audio, point clouds, graphs and tables.
+
+`import mmssl` is quick and imports no torch: each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmssl.api import build, evaluate, load, pretrain
+    from mmssl.registry import register
+    from mmssl.types import Mask, Tokens, View
+
+__version__ = "0.1.0"
+
+__all__ = ["Mask", "Tokens", "View", "__version__", "build", "evaluate", "load", "pretrain", "register"]
+
+_HOME = {
+    "View": "types",
+    "Tokens": "types",
+    "Mask": "types",
+    "register": "registry",
+    "pretrain": "api",
+    "evaluate": "api",
+    "load": "api",
+    "build": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

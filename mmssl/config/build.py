@@ -1,0 +1,142 @@
+"""A checked tree to objects: parts, networks, the module and its data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from mmssl.config.check import locate
+from mmssl.config.compose import ConfigError
+from mmssl.module import SSLModule
+from mmssl.nn.network import Network
+from mmssl.registry import entry
+from mmssl.step import LookSpec
+
+
+def make(node: Any, where: str = "") -> Any:
+    """Builds a tree from the leaves up.
+
+    A part whose signature has positional arguments waits for what its parent supplies: it becomes a partial. So does a
+    registered function, which is called later.
+
+    Raises:
+        ConfigError: a part's own refusal, with the key in front.
+    """
+    if isinstance(node, list):
+        return [make(value, f"{where}[{i}]") for i, value in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    built = {key: make(value, f"{where}.{key}" if where else key) for key, value in node.items() if key != "_target_"}
+    if "_target_" not in node:
+        return built
+    name = node["_target_"]
+    part = entry(name, where).load() if "/" in name else locate(name, where)
+    if _waits(part):
+        return partial(_call, where, part, **built)
+    return _call(where, part, **built)
+
+
+def _waits(part: Callable[..., Any]) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.kind in kinds and p.default is p.empty for p in inspect.signature(part).parameters.values())
+
+
+def _call(where: str, part: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return part(*args, **kwargs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error) if where.split(".")[0] in str(error) else f"{where}: {error}") from error
+
+
+def network(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> Network:
+    """The network of a configuration: tokenizer and encoder, sized by the data's facts."""
+    tokenizer = make(tree["tokenizer"], "tokenizer")(facts)
+    return Network(tokenizer, make(tree["encoder"], "encoder")(tokenizer.spec))
+
+
+def fresh_network(tree: Mapping[str, Any], facts: Mapping[str, Any], seed: int) -> Network:
+    """A network with random weights: the same architecture and facts, nothing loaded."""
+    bare = dict(tree) | {"encoder": _without_weights(tree["encoder"])}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network(bare, facts)
+
+
+def _without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    known = entry(node["_target_"]).arguments if "/" in node["_target_"] else {}
+    off = {"pretrained": False, "weights": None}
+    return dict(node) | {key: value for key, value in off.items() if key in known}
+
+
+def looks(tree: Mapping[str, Any], accepts: str, dim: int) -> dict[str, LookSpec]:
+    """The looks of a run: those under `looks:`, or one per view with the run's masker and corruptor.
+
+    Raises:
+        ConfigError: when masker, corruptor and encoder do not go together, or a name is unknown.
+    """
+    named = tree.get("looks") or {view: {} for view in tree["views"]}
+    found = {}
+    for name, said in named.items():
+        said = said or {}
+        where = f"looks.{name}"
+        views = tuple(said.get("views", [name]))
+        if missing := [view for view in views if view not in tree["views"]]:
+            raise ConfigError(f"{where}: there is no view {missing[0]!r}; views: {', '.join(tree['views'])}")
+        shared = said.get("mask")
+        masker = None if shared else make(said.get("masker", tree.get("masker")), f"{where}.masker")
+        corruptor = _corruptor(said.get("corruptor", tree.get("corruptor")), accepts, dim)
+        if corruptor is not None and masker is None and shared is None and corruptor.on != "view":
+            raise ConfigError(f"{where}: a corruptor needs a masker that says what is hidden")
+        found[name] = LookSpec(
+            name, views, masker, corruptor, mask=shared, guide=make(said.get("guide", tree.get("guide")))
+        )
+    return found
+
+
+def _corruptor(node: Any, accepts: str, dim: int) -> Any:
+    if node is None:
+        return None
+    built = make(node, "corruptor")
+    corruptor = built(accepts, dim) if callable(built) and isinstance(built, partial) else built
+    if accepts not in getattr(corruptor, "needs", (accepts,)):
+        raise ConfigError(
+            f"corruptor: {node['_target_']} works with encoders that accept {' or '.join(corruptor.needs)}, and this "
+            f"encoder accepts {accepts!r}. Choose corruptor/token with it, or an encoder such as encoder/vit."
+        )
+    return corruptor
+
+
+def module(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> SSLModule:
+    """The module of a configuration, its weights drawn from the run's seed.
+
+    Raises:
+        ConfigError: for parts that do not go together.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(tree["seed"])
+        main = network(tree, facts)
+        specs = looks(tree, main.encoder.accepts, main.dim)
+        return _call(
+            "objective",
+            SSLModule,
+            {"main": main},
+            specs,
+            make(tree["objective"], "objective"),
+            make(tree["optim"], "optim"),
+            tree["data"]["batch_size"],
+            teacher=make(tree.get("teacher"), "teacher"),
+            seed=tree["seed"],
+            keep=tree["keep"],
+        )
+
+
+def data(tree: Mapping[str, Any]) -> Any:
+    """The data of a configuration."""
+    built = make(tree["data"], "data")
+    return built(tree["seed"]) if isinstance(built, partial) else built

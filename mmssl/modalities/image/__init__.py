@@ -1,0 +1,1 @@
+"""Images: any number of channels, any size."""

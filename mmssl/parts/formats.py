@@ -1,0 +1,127 @@
+"""Layouts of other people's checkpoints: official names in, ours out. Called as (content, module)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.registry import register
+
+
+def patch_matrix(weight: Tensor) -> Tensor:
+    """A patch convolution (d, c, p, p) as our matrix (d, p * p * c), channel fastest."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def rename(state: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """Applies the first rule whose pattern matches the whole of a name; names that no rule knows are left out."""
+    found = {}
+    for name, value in state.items():
+        for pattern, replacement in rules:
+            if re.fullmatch(pattern, name):
+                found[re.sub(pattern, replacement, name)] = value
+                break
+    return found
+
+
+_ENCODER = [
+    (r"patch_embed\.proj\.(weight|bias)", r"networks.main.embed.proj.\1"),
+    (r"cls_token", r"networks.main.encoder.prefix"),
+    (r"blocks\.(.+)", r"networks.main.encoder.blocks.\1"),
+    (r"norm\.(.+)", r"networks.main.encoder.norm.\1"),
+]
+_PIXELS = "objective.pixels.predictor"
+
+
+def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    for key in ("model", "state_dict", "module"):
+        if key in content and isinstance(content[key], Mapping):
+            return content[key]
+    return content
+
+
+def _patches(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    key = "networks.main.embed.proj.weight"
+    if key in state and state[key].dim() == 4:
+        state[key] = patch_matrix(state[key])
+    return state
+
+
+@register("format/official/mae")
+def mae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
+    """The checkpoints of facebookresearch/mae, with or without decoder, bare or under `model`."""
+    state = _unwrap(content)
+    return _patches(
+        rename(
+            state,
+            [
+                *_ENCODER,
+                (r"decoder_embed\.(.+)", rf"{_PIXELS}.embed.\1"),
+                (r"mask_token", rf"{_PIXELS}.mask_token"),
+                (r"decoder_blocks\.(.+)", rf"{_PIXELS}.blocks.\1"),
+                (r"decoder_norm\.(.+)", rf"{_PIXELS}.norm.\1"),
+                (r"decoder_pred\.(.+)", rf"{_PIXELS}.head.\1"),
+            ],
+        )
+    )
+
+
+@register("format/official/crossmae")
+def crossmae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
+    """The checkpoints of TonyLianLong/CrossMAE with weighted feature maps."""
+    state = rename(
+        _unwrap(content),
+        [
+            *_ENCODER,
+            (r"wfm\.linear\.weight", rf"{_PIXELS}.mix.weight"),
+            (r"dec_norms\.(.+)", rf"{_PIXELS}.memory_norms.\1"),
+            (r"mask_token", rf"{_PIXELS}.mask_token"),
+            (r"decoder_blocks\.(\d+)\.cross_attn\.proj\.(.+)", rf"{_PIXELS}.blocks.\1.attn.out_proj.\2"),
+            (r"decoder_blocks\.(\d+)\.(norm1|norm2|mlp)\.(.+)", rf"{_PIXELS}.blocks.\1.\2.\3"),
+            (r"decoder_blocks\.(\d+)\.cross_attn\.(q|kv)\.(.+)", rf"{_PIXELS}.blocks.\1.attn.\2.\3"),
+            (r"decoder_norm\.(.+)", rf"{_PIXELS}.norm.\1"),
+            (r"decoder_pred\.(.+)", rf"{_PIXELS}.head.\1"),
+        ],
+    )
+    for name in [name for name in state if name.endswith(".attn.q.weight")]:
+        base = name.removesuffix("q.weight")
+        keys, values = state.pop(base + "kv.weight").chunk(2)
+        state |= {base + "q_proj_weight": state.pop(name), base + "k_proj_weight": keys, base + "v_proj_weight": values}
+        biases = (state.pop(base + "q.bias"), state.pop(base + "kv.bias"))
+        state[base + "in_proj_bias"] = torch.cat(biases)
+    return _patches(state)
+
+
+@register("format/official/simmim")
+def simmim(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
+    """The ViT checkpoints of microsoft/SimMIM; the head's pixel order (channel, row, column) becomes ours."""
+    plain = {name.removeprefix("encoder."): value for name, value in _unwrap(content).items()}
+    state = rename(
+        plain,
+        [
+            *_ENCODER,
+            (r"mask_token", r"corruptors.x.mask_token"),
+            (
+                r"rel_pos_bias\.relative_position_bias_table",
+                r"networks.main.encoder.bias.relative_position_bias_table",
+            ),
+            (r"decoder\.0\.(.+)", rf"{_PIXELS}.head.\1"),
+        ],
+    )
+    key = f"{_PIXELS}.head.weight"
+    if key in state:
+        cells = module.networks["main"].spec
+        order = torch.arange(cells.raw).reshape(cells.channels, -1).T.flatten()
+        state[key] = state[key].flatten(1)[order]
+        state[f"{_PIXELS}.head.bias"] = state[f"{_PIXELS}.head.bias"][order]
+    return _patches(state)
+
+
+@register("format/timm/vit")
+def timm_vit(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
+    """timm's VisionTransformer state dicts, into encoder/vit: encoder only, positions left as they are."""
+    return _patches(rename(_unwrap(content), _ENCODER))

@@ -1,0 +1,275 @@
+"""What watches a run: metrics and timing files, progress bar, checkpoints, and the guard against NaN."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmssl.run.checkpoints import save
+from mmssl.run.directory import write
+
+
+class Table:
+    """A CSV file that grows by rows; a new column rewrites it, whole."""
+
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        self.path, self.columns, self.rows = path, columns, []
+        self._rewrite()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Appends a row. Values are written with every digit, so that equal runs give equal files."""
+        new = [name for name in row if name not in self.columns]
+        self.rows.append(row)
+        if new:
+            self.columns += new
+            self._rewrite()
+            return
+        with self.path.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow([row.get(name, "") for name in self.columns])
+
+    def _rewrite(self) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        for row in self.rows:
+            writer.writerow([row.get(name, "") for name in self.columns])
+        write(self.path, text.getvalue())
+
+
+class Metrics(lightning.Callback):
+    """Writes metrics.csv (deterministic columns) and timing.csv, and hands the metrics to the loggers.
+
+    Losses are means over the steps since the last row, over all ranks; they stay on the device until a row is written.
+
+    Args:
+        run: the run's directory.
+        every: optimizer steps between rows.
+        batch_size: samples of a step.
+    """
+
+    def __init__(self, run: Path, every: int, batch_size: int) -> None:
+        self.run, self.every, self.batch_size = run, every, batch_size
+        self.first: float | None = None
+        self.last: float | None = None
+        self.history: list[tuple[int, float]] = []
+        self.timings: list[dict[str, float]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._count = self._written = 0
+        self._waited = self._busy = 0.0
+        self._mark = time.perf_counter()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Opens the files."""
+        if trainer.is_global_zero:
+            names = [f"train/{name}" for name in ("loss", *pl_module.objective)]
+            self.metrics = Table(self.run / "metrics.csv", ["step", "epoch", "lr", *names])
+            self.timing = Table(self.run / "timing.csv", ["step", "step_ms", "data_ms", "samples_per_s"])
+        self._mark = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Everything since the last batch ended was waiting for data (or other callbacks, which subtract themselves)."""
+        now = time.perf_counter()
+        self._waited += now - self._mark
+        self._mark = now
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds up, and writes a row when it is time."""
+        now = time.perf_counter()
+        self._busy += now - self._mark
+        for name, value in pl_module.latest.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._count += 1
+        step = trainer.global_step
+        first = self.first is None and step >= 1
+        if step > self._written and (first or step % self.every == 0 or step >= pl_module.steps):
+            self._row(trainer, pl_module, step)
+        self._mark = time.perf_counter()
+
+    def _row(self, trainer: lightning.Trainer, pl_module: Any, step: int) -> None:
+        names = list(self._sums)
+        means = torch.stack([self._sums[name].float() for name in names]) / self._count
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(means)
+        values = dict(zip(names, means.tolist(), strict=True))
+        loss = values["loss"]
+        self.first = loss if self.first is None else self.first
+        self.last = loss
+        self.history.append((step, loss))
+        done = step - self._written
+        timing = {
+            "step": step,
+            "step_ms": round(1000 * (self._busy + self._waited) / done, 3),
+            "data_ms": round(1000 * self._waited / done, 3),
+            "samples_per_s": round(self.batch_size * done / max(self._busy + self._waited, 1e-9), 1),
+        }
+        self.timings.append(timing)
+        row = {"step": step, "epoch": trainer.current_epoch, "lr": pl_module.lr}
+        row |= {f"train/{name}": value for name, value in values.items()}
+        if trainer.is_global_zero:
+            self.metrics.add(row)
+            self.timing.add(timing)
+            for logger in trainer.loggers:
+                logger.log_metrics(row | {f"time/{k}": v for k, v in timing.items() if k != "step"}, step)
+        self._sums, self._count, self._written = {}, 0, step
+        self._busy = self._waited = 0.0
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """A row of online scores."""
+        self.metrics.add({"step": step} | values)
+
+    def throughput(self, batch_size: int) -> dict[str, Any]:
+        """Median speed after the first row, which holds start-up."""
+        rows = self.timings[1:] or self.timings
+        if not rows:
+            return {"samples_per_s": None, "step_ms": None, "data_wait": None}
+        middle = sorted(rows, key=lambda row: row["step_ms"])[len(rows) // 2]
+        return {
+            "samples_per_s": middle["samples_per_s"],
+            "step_ms": middle["step_ms"],
+            "data_wait": round(middle["data_ms"] / max(middle["step_ms"], 1e-9), 4),
+        }
+
+
+class Progress(lightning.Callback):
+    """A bar on standard error with loss, samples per second and time left."""
+
+    def __init__(self, metrics: Metrics, batch_size: int) -> None:
+        self.metrics, self.batch_size = metrics, batch_size
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Opens the bar."""
+        if trainer.is_global_zero:
+            from tqdm import tqdm
+
+            plain = not sys.stderr.isatty()
+            self.bar = tqdm(
+                total=pl_module.steps, initial=trainer.global_step, unit="step", file=sys.stderr, dynamic_ncols=True,
+                desc="training", mininterval=10.0 if plain else 0.5,
+            )  # fmt: skip
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the bar; the loss shown is that of the last row of metrics.csv, so nothing waits for the device."""
+        if self.bar is None or trainer.global_step == self.bar.n:
+            return
+        if self.metrics.last is not None:
+            speed = self.metrics.timings[-1]["samples_per_s"]
+            self.bar.set_postfix_str(f"loss {self.metrics.last:.4f}, {speed:.0f} samples/s", refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Closes the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Closes the bar, so that messages stand on lines of their own."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more."""
+
+
+class Guard(lightning.Callback):
+    """Stops at the first loss that is NaN or infinite, keeps the last good checkpoint and saves the batch.
+
+    The loss of a step is looked at when the next has been queued, so that the device never idles for it; no checkpoint is
+    written before its loss was looked at.
+
+    Args:
+        run: the run's directory; the batch goes to `offending_batch.pt`.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._waiting: tuple[int, Tensor, Any] | None = None
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks at the last step's loss and keeps this one."""
+        self.check()
+        self._waiting = (trainer.global_step, pl_module.latest["loss"], batch)
+        if pl_module.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Looks at the loss that is waiting.
+
+        Raises:
+            Diverged: naming the step, with what to try.
+        """
+        if self._waiting is None:
+            return
+        step, loss, batch = self._waiting
+        self._waiting = None
+        if math.isfinite(float(loss)):
+            return
+        file = self.run / "offending_batch.pt"
+        views = {name: view.data for name, view in batch.items() if hasattr(view, "data") and hasattr(view, "modality")}
+        plain = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name not in views}
+        save(views | plain, file)
+        raise Diverged(
+            f"The loss is {float(loss)} at step {step}. The batch is saved as {file}, and checkpoints/last.ckpt is from before. "
+            "Usual causes: a learning rate too high (halve optim.lr or optim.base_lr, or lengthen optim.schedule.warmup), "
+            "16-bit floats (trainer.precision=bf16-mixed or 32-true), or samples with values that are not finite."
+        )
+
+
+class Checkpoint(lightning.Callback):
+    """Writes checkpoints/last.ckpt at the end of every epoch or every so many steps, whole, and only after a good loss.
+
+    Args:
+        run: the run's directory.
+        guard: asked before anything is written.
+        every: optimizer steps between checkpoints; 0 for the end of every epoch.
+        extra: what goes into the file beside Lightning's state: config, facts, versions, fingerprint.
+    """
+
+    def __init__(self, run: Path, guard: Guard, every: int, extra: dict[str, Any]) -> None:
+        self.path, self.guard, self.every, self.extra = run / "checkpoints" / "last.ckpt", guard, every, extra
+        self._saved = 0
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds what a reader needs to rebuild the encoder."""
+        checkpoint["mmssl"] = self.extra
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves by steps."""
+        if self.every and trainer.global_step % self.every == 0 and trainer.global_step > self._saved:
+            self.write(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Saves by epochs, at most once a minute so that short epochs do not spend their time on disk."""
+        if not self.every and time.monotonic() - getattr(self, "_time", -1e9) > 60:
+            self.write(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Saves the end."""
+        self.write(trainer)
+
+    def write(self, trainer: lightning.Trainer) -> None:
+        """Writes last.ckpt."""
+        self.guard.check()
+        content = trainer._checkpoint_connector.dump_checkpoint()
+        if trainer.is_global_zero:
+            save(content, self.path)
+        self._saved, self._time = trainer.global_step, time.monotonic()
