@@ -65,7 +65,7 @@ def test_holds_every_file(wheel):
         f"{place}/{file.relative_to(ROOT / source).as_posix()}"
         for source, place in SHIPPED.items()
         for file in (ROOT / source).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file() and not any(part.startswith((".", "__pycache__")) for part in file.relative_to(ROOT).parts)
     }
     assert held == wanted
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= info

@@ -136,7 +136,15 @@ def module(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> SSLModule:
         )
 
 
+def adapter(tree: Mapping[str, Any]) -> Any:
+    """The adapter of the run's modality: all that generic code knows of it."""
+    return make({"_target_": f"modality/{tree['modality']}"}, "modality")
+
+
 def data(tree: Mapping[str, Any]) -> Any:
-    """The data of a configuration."""
-    built = make(tree["data"], "data")
-    return built(tree["seed"]) if isinstance(built, partial) else built
+    """The data of a configuration.
+
+    Raises:
+        ConfigError: for data that cannot be read.
+    """
+    return make(tree["data"], "data")(adapter(tree), tree["seed"])

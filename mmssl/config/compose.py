@@ -218,10 +218,10 @@ def _has_argument(tree: dict[str, Any], path: str) -> bool:
 def origins(recipe: str | None, given: list[str]) -> dict[str, str]:
     """Where each value of the resolved configuration comes from: `conf`, a recipe, `preset` or `command line`."""
     overrides = overrides_of(recipe, given)
-    full = _flat(compose(recipe, given))
-    base = _flat(_compose(["recipe=" + _root_recipe()]))
-    bare = _flat(_compose([overrides[0]]))
-    chosen = _flat(_compose(overrides))
+    full = flat(compose(recipe, given))
+    base = flat(_compose(["recipe=" + _root_recipe()]))
+    bare = flat(_compose([overrides[0]]))
+    chosen = flat(_compose(overrides))
     said = {o.partition("=")[0].lstrip("+~") for o in overrides}
     found = {}
     for key, value in full.items():
@@ -245,9 +245,10 @@ def _root_recipe() -> str:
     return str(CONF / "empty.yaml")
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree as dotted keys and values."""
     if isinstance(tree, dict) and tree:
-        return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+        return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}{key}.").items()}
     return {prefix[:-1]: tree}
 
 

@@ -30,6 +30,7 @@ class Features:
     y: Tensor
 
     def __len__(self) -> int:
+        """Number of rows, n."""
         return len(self.y)
 
     def where(self, keep: Tensor) -> Features:

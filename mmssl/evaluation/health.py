@@ -14,8 +14,8 @@ _SEVERITY = ("diverged", "collapsed", "unknown", "warning", "healthy")
 
 _LOWER = "Lower optim.lr, lengthen the warm-up, or clip gradients."
 _COLLAPSE = (
-    "Raise what keeps features apart: the weight of a variance or uniformity term, the teacher's momentum, the predictor, "
-    "the batch size of a contrastive term, or masker.ratio; lower optim.lr or weight decay."
+    "Raise what keeps features apart: the weight of a variance or uniformity term, the teacher's momentum, the "
+    "predictor, the batch size of a contrastive term, or masker.ratio; lower optim.lr or weight decay."
 )
 
 
@@ -112,7 +112,7 @@ def _loss(losses: list[float], moving_target: bool) -> list[_Finding]:
         found.append(_Finding("diverged", f"The loss rose from {start:.4g} to {recent:.4g}.", _LOWER))
     elif not moving_target and recent > start - 0.01 * abs(start):
         cause = f"The loss has not fallen: {start:.4g} at the start, {recent:.4g} now."
-        remedy = "Raise optim.lr if the curve is flat, lower it if it is ragged; check masks and inputs with `mmssl preview`."
+        remedy = "Raise optim.lr if the curve is flat, lower it if it is ragged; look at `mmssl preview` for the masks."
         found.append(_Finding("warning", cause, remedy))
     return found
 
@@ -123,12 +123,13 @@ def _features(
     """What the monitors say; `bound` is the largest possible rank."""
     bad = [name for name, value in latest.items() if not math.isfinite(value)]
     if bad:
-        return [_Finding("diverged", f"The newest {', '.join(bad)} is not finite.", f"{_LOWER} Look for NaN in the data.")]
-    found = []
-    if "feature_std" in latest:
-        found += _std(latest["feature_std"], _first(history, "feature_std"), std_reference(d))
+        return [
+            _Finding("diverged", f"The newest {', '.join(bad)} is not finite.", f"{_LOWER} Look for NaN in the data.")
+        ]
+    std, first = latest.get("feature_std"), _first(history, "feature_std")
+    leaving = std is not None and first is not None and std > 2 * first
+    found = [] if std is None else _std(std, std_reference(d), leaving)
     if "rankme" in latest:
-        leaving = bool(found) and found[0].verdict == "warning"
         found += _rank(latest["rankme"], _first(history, "rankme"), bound, leaving)
     return found
 
@@ -138,20 +139,20 @@ def _first(history: Sequence[Mapping[str, float]], name: str) -> float | None:
     return next((row[name] for row in history if row.get(name) is not None and math.isfinite(row[name])), None)
 
 
-def _std(value: float, first: float | None, reference: float) -> list[_Finding]:
+def _std(value: float, reference: float, leaving: bool) -> list[_Finding]:
     share = value / reference
     if share >= 0.05:
         return []
     cause = f"Features of different samples are nearly the same: feature_std is {share:.2%} of 1/sqrt(d)"
-    if first is not None and value > 2 * first:
-        return [_Finding("warning", f"{cause}, though rising from {first / reference:.2%}.", "Train on and look again.")]
+    if leaving:
+        return [_Finding("warning", f"{cause}, though more than at the start.", "Train on and look again.")]
     return [_Finding("collapsed" if share < 0.01 else "warning", f"{cause}.", _COLLAPSE)]
 
 
 def _rank(value: float, first: float | None, bound: int, leaving: bool) -> list[_Finding]:
     if value < 1.5 and bound >= 4:
         cause = f"Features lie along one direction: RankMe is {value:.2f} of at most {bound}."
-        return [_Finding("warning" if leaving and first is not None and value > first else "collapsed", cause, _COLLAPSE)]
+        return [_Finding("warning" if leaving else "collapsed", cause, _COLLAPSE)]
     if value < 0.02 * bound:
         cause = f"Features use few dimensions: RankMe is {value:.1f} of at most {bound}."
         return [_Finding("warning", cause, _COLLAPSE)]

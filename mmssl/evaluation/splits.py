@@ -24,7 +24,7 @@ def stratified(y: Tensor, fraction: float, seed: int = 0) -> Tensor:
     if not 0 < fraction < 1:
         raise ValueError(f"holdout is the share of the training set held out, between 0 and 1 (got {fraction})")
     y = y.cpu()
-    names, label, count = torch.unique(y, return_inverse=True, return_counts=True)
+    _, label, count = torch.unique(y, return_inverse=True, return_counts=True)
     quota = (count * fraction).round().long().clamp(min=1).minimum(count - 1)
     luck = torch.argsort(Draws.of(seed, 0, torch.arange(len(y))).named("holdout").keys, stable=True)
     order = luck[torch.argsort(label[luck], stable=True)]

@@ -184,7 +184,7 @@ def _grid(x_axis: Axis, y_axis: Axis, y_ticks: list[float], x_title: str, bottom
     parts: list[Markup] = []
     for value, label in zip(y_ticks, labels_of(y_ticks), strict=True):
         y = f"{y_axis(value):.1f}"
-        parts.append(tag("line", x1=f"{x_axis.start:.1f}", x2=width - 12, y1=y, y2=y, class_="grid"))
+        parts.append(tag("line", x1=f"{x_axis.start:.1f}", x2=width - 12, y1=y, y2=y, class_="rule"))
         parts.append(tag("text", label, x=f"{x_axis.start - 7:.1f}", y=y, dy="0.35em", text_anchor="end"))
     values = x_axis.ticks(max(2, width // 90))
     for value, label in zip(values, labels_of(values), strict=True):

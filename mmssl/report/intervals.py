@@ -44,7 +44,7 @@ def interval_plot(groups: Sequence[tuple[str, Sequence[Interval]]], title: str, 
             parts.append(_row(row, order.index(row.name), axis, y, left))
         y += 8
     marks = axis.ticks(max(3, width // 90))
-    grid = [tag("line", x1=f"{axis(v):.1f}", x2=f"{axis(v):.1f}", y1=26, y2=f"{y:.0f}", class_="grid") for v in marks]
+    grid = [tag("line", x1=f"{axis(v):.1f}", x2=f"{axis(v):.1f}", y1=26, y2=f"{y:.0f}", class_="rule") for v in marks]
     labels = [
         tag("text", label, x=f"{axis(value):.1f}", y=f"{y + 15:.0f}", text_anchor="middle")
         for value, label in zip(marks, labels_of(marks), strict=True)

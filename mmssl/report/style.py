@@ -69,7 +69,7 @@ svg.chart { display: block; width: 100%; height: auto; overflow: visible; touch-
   font-variant-numeric: tabular-nums; }
 .chart .axis { fill: var(--soft); } .chart .group { font-weight: 650; fill: var(--ink); font-size: 12px; }
 .chart .legend text, .intervals .series text { fill: var(--ink); }
-.chart .grid { stroke: var(--line); stroke-width: 1; } .chart .base, .chart .tick { stroke: var(--soft); stroke-width: 1; }
+.chart .rule { stroke: var(--line); stroke-width: 1; } .chart .base, .chart .tick { stroke: var(--soft); stroke-width: 1; }
 .chart .series path { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 .chart .series circle { fill: var(--c); } .chart .series .ring { fill: var(--card); stroke: var(--c); stroke-width: 2; }
 .chart .cursor line { stroke: var(--soft); stroke-dasharray: 2 3; }

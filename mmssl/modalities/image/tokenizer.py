@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmssl.nn.network import LinearEmbed
-from mmssl.nn.patches import coordinates, cut
+from mmssl.nn.patches import coordinates, cut, fold
 from mmssl.registry import register
 from mmssl.types import Tokens, TokenSpec, View
 
@@ -69,3 +69,8 @@ class ImageTokenizer(nn.Module):
         b, n = raw.shape[:2]
         index = torch.arange(n, device=raw.device).expand(b, n)
         return Tokens(raw=raw, pos=pos.expand(b, n, 2), index=index, grid=grid)
+
+    def restore(self, raw: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Images that raw values make up, for pictures: (b, n, v) to uint8 (b, c, h, w)."""
+        pixels = fold(raw.float(), grid, (self.patch, self.patch)) * self.std + self.mean
+        return pixels.round().clamp(0, 255).to(torch.uint8)

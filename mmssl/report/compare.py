@@ -1,0 +1,164 @@
+"""Several runs on one page: scores beside each other, what differs between them, their curves over each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mmssl.report import scores, sections
+from mmssl.report.figures import overlays
+from mmssl.report.intervals import Interval, interval_plot
+from mmssl.report.markup import Markup, duration, join, number, tag
+from mmssl.report.reading import BASELINES, PICTURES, Run, Score
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """A short name for each run: its recipe where that tells them apart, else with the end of its directory's name."""
+    recipes = [run.recipe for run in runs]
+    names = [
+        run.recipe if recipes.count(run.recipe) == 1 else f"{run.recipe} {run.path.name.rpartition('-')[2]}"
+        for run in runs
+    ]
+    return [name if names.count(name) == 1 else f"{i + 1}: {name}" for i, name in enumerate(names)]
+
+
+def parts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
+    """The page's sections: (title, body)."""
+    names = names_of(runs)
+    return [
+        ("Scores", _scores(runs, names)),
+        ("Curves", overlays(runs, names)),
+        ("Differences", _differences(runs, names)),
+        ("Pictures", _pictures(runs, names)),
+    ]
+
+
+def _scores(runs: Sequence[Run], names: Sequence[str]) -> Markup:
+    protocols = list(dict.fromkeys(score.protocol for run in runs for score in run.scores))
+    cells = [{score.protocol: score for score in run.scores} for run in runs]
+    head = ("run", "status", "health", "steps", "wall time", "loss", *protocols)
+    rows = [_row(name, run, own, protocols) for name, run, own in zip(names, runs, cells, strict=True)]
+    caption = "Values with 95 % intervals. Where two intervals overlap, the runs cannot be told apart."
+    table = tag(
+        "table",
+        tag("caption", caption),
+        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
+        tag("tbody", *rows),
+    )
+    plots = [_plot(protocol, names, [own.get(protocol) for own in cells]) for protocol in protocols]
+    none = None if protocols else tag("p", "None of these runs has been scored.", class_="none")
+    return join(
+        none,
+        _same_data(runs),
+        tag("div", scores.scrolling(table, "Runs and scores"), class_="card"),
+        tag("h3", "Scores and their baselines") if plots else None,
+        tag("div", *plots, class_="pair") if plots else None,
+    )
+
+
+def _row(name: str, run: Run, own: dict[str, Score], protocols: Sequence[str]) -> Markup:
+    train = run.summary.get("train")
+    loss = train.get("loss") if isinstance(train, dict) else None
+    found = [own.get(protocol) for protocol in protocols]
+    return tag(
+        "tr",
+        tag("th", name, scope="row"),
+        tag("td", run.status),
+        tag("td", str(run.health.get("verdict") or "unknown")),
+        tag("td", number(run.summary.get("steps"))),
+        tag("td", duration(run.summary.get("wall_s"))),
+        tag("td", number(loss)),
+        *(scores.cell(score.value, score.interval) if score else tag("td", "–") for score in found),
+    )
+
+
+def _same_data(runs: Sequence[Run]) -> Markup | None:
+    prints = {str(run.data["fingerprint"]) for run in runs if run.data.get("fingerprint")}
+    if len(prints) < 2:
+        return None
+    return tag("p", "These runs did not use the same data (their fingerprints differ): compare scores with care.", class_="mark")
+
+
+def _plot(protocol: str, names: Sequence[str], found: Sequence[Score | None]) -> Markup:
+    groups = [
+        (name, [Interval("this run", score.value, *(score.interval or (None, None))), *_baselines(score)])
+        for name, score in zip(names, found, strict=True)
+        if score and score.value is not None
+    ]
+    metric = next((score.metric for score in found if score), "score")
+    drawn = interval_plot(groups, f"{protocol}: {metric} of each run with 95 % intervals", metric, width=460)
+    return tag("figure", tag("figcaption", tag("strong", protocol)), drawn, class_="card")
+
+
+def _baselines(score: Score) -> list[Interval]:
+    known = [(name, *score.baselines[name]) for name in BASELINES]
+    return [Interval(scores.label(name), value, *(span or (None, None))) for name, value, span in known if value is not None]
+
+
+def keys(config: str) -> dict[str, str]:
+    """Dotted keys and values of block-style YAML, as resolved configurations are written; list items are numbered.
+
+    Enough to find what differs; values stay text, so no YAML library is needed to read a report's directory.
+    """
+    found: dict[str, str] = {}
+    stack: list[tuple[int, str]] = []
+    counts: dict[str, int] = {}
+    for line in config.splitlines():
+        indent, body = len(line) - len(line.lstrip()), line.strip()
+        if not body or body.startswith("#"):
+            continue
+        while body.startswith("- ") or body == "-":
+            # `- a: 1` opens an item and a key at once; an item may stand at its parent key's own indent.
+            stack = [(i, name) for i, name in stack if i < indent or (i == indent and not name.isdigit())]
+            parent = ".".join(name for _, name in stack)
+            place = counts[parent] = counts.get(parent, -1) + 1
+            stack.append((indent, str(place)))
+            indent, body = indent + 2, body[2:].strip()
+        pair = re.match(r"('[^']*'|\"[^\"]*\"|[^:\s][^:]*):(?:\s+(.*))?$", body)
+        if pair and not (body[0] in "[{" or (body[0] in "'\"" and pair[2] is None and not body.endswith(":"))):
+            stack = [(i, name) for i, name in stack if i < indent]
+            stack.append((indent, pair[1].strip("'\"")))
+            body = pair[2] or ""
+        if body:
+            key = ".".join(name for _, name in stack)
+            found[key] = f"{found[key]} {body}" if key in found else body
+    return found
+
+
+def _differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
+    configs = [keys(run.config) for run in runs]
+    if not all(configs):
+        return tag("p", "Not every run has a config.yaml, so the settings cannot be compared.", class_="none")
+    every = list(dict.fromkeys(key for config in configs for key in config if not key.startswith(("meta.", "run."))))
+    unlike = [key for key in every if len({config.get(key) for config in configs}) > 1]
+    if not unlike:
+        return tag("p", "The resolved configurations are the same.", class_="none")
+    head = tag("tr", *(tag("th", name, scope="col") for name in ("key", *names)))
+    rows = [
+        tag("tr", tag("th", key, scope="row"), *(tag("td", config.get(key, "–")) for config in configs)) for key in unlike
+    ]
+    caption = tag("caption", f"{len(unlike)} of {len(every)} settings differ; the others are the same in all runs.")
+    table = tag("table", caption, tag("thead", head), tag("tbody", *rows))
+    return tag("div", scores.scrolling(table, "Settings that differ"), class_="card")
+
+
+def _pictures(runs: Sequence[Run], names: Sequence[str]) -> Markup:
+    kinds = list(dict.fromkeys(picture.name for run in runs for picture in run.pictures))
+    kinds.sort(key=lambda kind: PICTURES.index(kind) if kind in PICTURES else len(PICTURES))
+    if not kinds:
+        return tag("p", "None of these runs has written pictures.", class_="none")
+    blocks = []
+    for kind in kinds:
+        having = [(name, p) for name, run in zip(names, runs, strict=True) for p in run.pictures if p.name == kind]
+        cards = [
+            tag("figure", tag("figcaption", tag("strong", name)), sections.embed(picture), class_="card picture")
+            for name, picture in having
+        ]
+        blocks.append(join(tag("h3", having[0][1].title), tag("div", *cards, class_="pair")))
+    return join(*blocks)
+
+
+def heading(runs: Sequence[Run]) -> Markup:
+    """Title, and where each run lies."""
+    items = [tag("li", f"{name}: ", tag("code", sections.where(run.path))) for name, run in zip(names_of(runs), runs, strict=True)]
+    return join(tag("p", "mmssl report", class_="kind"), tag("h1", f"{len(runs)} runs"), tag("ul", *items, class_="words"))

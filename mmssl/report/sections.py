@@ -1,0 +1,245 @@
+"""The parts of a report that are not numbers over time: what ran, how it is, what it saw, with which settings."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmssl.report.markup import Markup, duration, join, number, tag
+from mmssl.report.reading import Picture, Run
+
+_STATUS = {"completed": "good", "running": "unknown", "stopped": "warn", "failed": "bad", "diverged": "bad"}
+_VERDICT = {"healthy": "good", "warning": "warn", "collapsed": "bad", "diverged": "bad"}
+_SIGN = {"good": "✓", "warn": "!", "bad": "✕", "unknown": "?"}
+_SAID = {
+    "healthy": "Healthy: no sign of collapse or divergence was found.",
+    "warning": "Warning: something about this run deserves a look.",
+    "collapsed": "Collapsed: the features no longer tell samples apart.",
+    "diverged": "Diverged: the loss is no longer finite, or has run away.",
+    "unknown": "Health is unknown: the monitors have not given a verdict.",
+}
+_MOST_SKIPPED = 200
+
+
+def status_chips(run: Run) -> Markup:
+    """Status and verdict; shape and words say what the colour says."""
+    verdict = str(run.health.get("verdict") or "unknown")
+    pairs = ((run.status, _STATUS.get(run.status, "unknown"), ""), (verdict, _VERDICT.get(verdict, "unknown"), "health: "))
+    chips = [tag("li", f"{_SIGN[kind] if i else '●'} {lead}{name}", class_=f"chip {kind}") for i, (name, kind, lead) in enumerate(pairs)]
+    return tag("ul", *chips, class_="chips", aria_label="Status and health")
+
+
+def verdict(run: Run) -> Markup:
+    """The health verdict with its causes and what to do about each."""
+    name = str(run.health.get("verdict") or "unknown")
+    kind = _VERDICT.get(name, "unknown")
+    items = [
+        tag("li", cause, f" Remedy: {remedy}" if remedy else None) for cause, remedy in findings(run.health)
+    ]
+    error = run.summary.get("error")
+    return tag(
+        "div",
+        tag("p", _SAID.get(name, f"Health: {name}."), class_="head"),
+        tag("p", _state(run)) if _state(run) else None,
+        tag("pre", str(error)) if error else None,
+        tag("ul", *items) if items else None,
+        class_=f"card verdict {kind}",
+    )
+
+
+def findings(health: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(cause, remedy) pairs.
+
+    Args:
+        health: `causes` is a list of texts or of `{"cause": ..., "remedy": ...}`; `remedies`, a list of texts, belongs
+            to the causes one by one, and what is left over stands alone.
+    """
+    causes, remedies = (_list(health.get(key)) for key in ("causes", "remedies"))
+    remedies = [str(remedy) for remedy in remedies]
+    for cause in causes:
+        if isinstance(cause, dict):
+            yield str(cause.get("cause") or cause.get("name") or "A cause without a name."), str(cause.get("remedy") or "")
+        else:
+            yield str(cause), remedies.pop(0) if remedies else ""
+    for remedy in remedies:
+        yield "", remedy
+
+
+def _list(value: object) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value in (None, "") else [value]
+
+
+def _state(run: Run) -> str:
+    return {
+        "running": "The run is not finished: this page shows what it had written so far.",
+        "stopped": "The run was stopped before its end; `mmssl resume` goes on from its last checkpoint.",
+        "failed": "The run ended with an error; what it had written until then is shown.",
+        "diverged": "Training ended because the loss was no longer usable.",
+    }.get(run.status, "")
+
+
+def facts(run: Run) -> Markup:
+    """The figures that a reader looks for first."""
+    train, speed = (run.summary.get(key) or {} for key in ("train", "throughput"))
+    train, speed = (value if isinstance(value, dict) else {} for value in (train, speed))
+    loss = train.get("loss", _last(run, "train/loss"))
+    first = train.get("first_loss")
+    steps = run.summary.get("steps", _last_step(run))
+    wait = speed.get("data_wait")
+    rows = [
+        ("Data", data_name(run)),
+        ("Date", date(run)),
+        ("Wall time", duration(run.summary.get("wall_s"))),
+        ("Steps", number(steps)),
+        ("Samples per second", number(speed.get("samples_per_s", _last(run, "samples_per_s")))),
+        ("Step time", _unit(speed.get("step_ms", _last(run, "step_ms")), "ms")),
+        ("Waiting for data", f"{number(100 * wait, 2)} %" if isinstance(wait, (int, float)) else None),
+        ("Peak memory", _unit(speed.get("peak_mem_mb"), "MB")),
+        ("Loss", f"{number(first)} → {number(loss)}" if first is not None else number(loss)),
+        *((key.replace("_", " "), number(value)) for key, value in run.health.items() if isinstance(value, (int, float))),
+    ]
+    cells = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows if value not in (None, "–")]
+    return tag("dl", *cells, class_="facts")
+
+
+def _unit(value: object, unit: str) -> str | None:
+    return None if value is None else f"{number(value)} {unit}"
+
+
+def _last(run: Run, name: str) -> float | None:
+    column = run.metrics.get(name) or run.timing.get(name)
+    return column.y[-1] if column else None
+
+
+def _last_step(run: Run) -> float | None:
+    return max((column.x[-1] for column in run.metrics.values()), default=None)
+
+
+def data_name(run: Run) -> str | None:
+    """What the data set calls itself."""
+    return next((str(run.data[key]) for key in ("name", "dataset", "root") if run.data.get(key)), None)
+
+
+def date(run: Run) -> str | None:
+    """When the run began: as recorded, else as its directory's name says."""
+    for source in (run.summary, run.environment):
+        for key in ("started", "date", "time"):
+            if source.get(key):
+                return str(source[key])
+    stamp = re.match(r"(\d{4})-?(\d\d)-?(\d\d)(?:[T_-]?(\d\d)-?:?(\d\d))?", run.path.name)
+    if not stamp:
+        return None
+    year, month, day, hour, minute = stamp.groups()
+    return f"{year}-{month}-{day}" + (f" {hour}:{minute}" if hour else "")
+
+
+def command(run: Run) -> Markup:
+    """The command that started the run, to copy."""
+    said = run.environment.get("command") or run.summary.get("command")
+    if not said:
+        return tag("p", "The command of this run was not recorded.", class_="none command")
+    line = shlex.join(map(str, said)) if isinstance(said, list) else str(said)
+    return tag("pre", line, class_="command", tabindex=0, role="region", aria_label="Command")
+
+
+def embed(picture: Picture) -> Markup:
+    """A picture inside the page. SVG goes in as an image too, so that nothing in it can run or load."""
+    kind = "image/svg+xml" if picture.file.suffix == ".svg" else "image/png"
+    try:
+        content = picture.file.read_bytes()
+    except OSError as error:
+        return tag("p", f"{picture.file.name} could not be read ({error.strerror}).", class_="none")
+    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return tag("img", src=source, alt=picture.alt, class_="map" if picture.file.suffix == ".svg" else None)
+
+
+def pictures(run: Run) -> Markup:
+    """Every picture with its title and caption."""
+    if not run.pictures:
+        return tag("p", "This run has written no pictures (masks, reconstructions, neighbours).", class_="none")
+    cards = [_picture(picture) for picture in run.pictures]
+    return tag("div", *cards, class_="pair")
+
+
+def _picture(picture: Picture) -> Markup:
+    caption = tag("span", picture.caption) if picture.caption else None
+    return tag("figure", tag("figcaption", tag("strong", picture.title), caption), embed(picture), class_="card picture")
+
+
+def skipped(run: Run) -> Markup:
+    """Files that the data could not read: how many, which, and why."""
+    items, count = skipped_items(run.data)
+    if not run.data:
+        return tag("p", "data.json is not there, so it is not known whether files were skipped.", class_="none")
+    if not count:
+        return tag("p", "No file was skipped." if items is not None else "No skipped files were recorded.", class_="none")
+    shown = (items or [])[:_MOST_SKIPPED]
+    said = f"{number(count)} {'file was' if count == 1 else 'files were'} skipped."
+    more = f" The first {len(shown)} are listed; data.json has all." if len(shown) < count and shown else ""
+    rows = "\n".join(f"{path}\t{why}" if why else path for path, why in shown)
+    content = tag("pre", rows, class_="tall", tabindex=0, role="region", aria_label="Skipped files") if shown else None
+    return join(tag("p", said + more), content)
+
+
+def skipped_items(data: dict[str, Any]) -> tuple[list[tuple[str, str]] | None, int]:
+    """(path, reason) pairs and their count out of `data.json`'s `skipped`; None where it records nothing.
+
+    `skipped` is a count, a list of paths or of objects (`path` or `file`, `why` or `reason` or `error`), or an object
+    from path to reason.
+    """
+    holders = [data, *(value for value in data.values() if isinstance(value, dict))]
+    value = next((holder["skipped"] for holder in holders if holder.get("skipped") is not None), None)
+    if isinstance(value, dict):
+        return [(str(path), str(why)) for path, why in value.items()], len(value)
+    if isinstance(value, list):
+        pairs = [_skipped(item) for item in value]
+        return pairs, len(pairs)
+    return (None, 0) if isinstance(value, bool) or not isinstance(value, int) else ([], value)
+
+
+def _skipped(item: object) -> tuple[str, str]:
+    if not isinstance(item, dict):
+        return str(item), ""
+    path = item.get("path") or item.get("file") or "?"
+    return str(path), str(item.get("why") or item.get("reason") or item.get("error") or "")
+
+
+def settings(run: Run) -> Markup:
+    """The resolved configuration, the environment and the data's facts."""
+    config = (
+        tag("pre", run.config, class_="tall", tabindex=0, role="region", aria_label="Resolved configuration")
+        if run.config
+        else tag("p", "config.yaml is not there.", class_="none")
+    )
+    return join(
+        tag("div", tag("h3", "Resolved configuration"), config),
+        tag("h3", "Environment"), _pairs(run.environment, "environment.json"),
+        tag("h3", "Data"), _pairs({k: v for k, v in run.data.items() if k != "skipped"}, "data.json"),
+    )  # fmt: skip
+
+
+def _pairs(values: dict[str, Any], file: str) -> Markup:
+    if not values:
+        return tag("p", f"{file} is not there or empty.", class_="none")
+    rows = [join(tag("dt", key), tag("dd", value)) for key, value in flatten(values)]
+    return tag("dl", *rows, class_="table card")
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested objects as dotted keys with short text values, without a key called `skipped`."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value and key != "skipped":
+            yield from flatten(value, f"{prefix}{key}.")
+        elif key != "skipped":
+            said = value if isinstance(value, str) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield f"{prefix}{key}", said if len(said) <= 400 else f"{said[:400]}… ({len(said)} characters)"
+
+
+def where(path: Path) -> str:
+    """A directory as it is best read: from `runs` on, where that is part of it."""
+    parts = path.parts
+    return "/".join(parts[parts.index("runs") :]) if "runs" in parts else str(path)

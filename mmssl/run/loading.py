@@ -1,0 +1,146 @@
+"""Encoders from runs, checkpoints and timm, with the configuration and facts they were made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmssl.config import build
+from mmssl.config.check import check
+from mmssl.config.compose import ConfigError
+from mmssl.nn.network import Network
+from mmssl.registry import register
+from mmssl.run import checkpoints
+from mmssl.run.directory import is_run
+from mmssl.types import TokenSpec
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An encoder and where it comes from.
+
+    Args:
+        network: raw views in, tokens out, in evaluation mode.
+        tree: the configuration it was made with.
+        facts: the data's facts it was made with.
+        file: the checkpoint it was read from, None for a foreign one.
+        branch: student or teacher.
+    """
+
+    network: Network
+    tree: dict[str, Any]
+    facts: dict[str, Any]
+    file: Path | None
+    branch: str
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """The checkpoint that verbs take: `best.ckpt` of a run where there is one, else `last.ckpt`; or the file itself.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if is_run(path):
+        for name in ("best.ckpt", "last.ckpt"):
+            if (path / "checkpoints" / name).is_file():
+                return path / "checkpoints" / name
+        raise ConfigError(f"{path} has no checkpoint yet: the run was stopped before its first one")
+    raise ConfigError(
+        f"{path} is neither a run's directory (with config.yaml and summary.json), nor a checkpoint file. "
+        "`mmssl runs` lists the runs there are."
+    )
+
+
+def load(path: str | Path, trust: bool = False) -> Loaded:
+    """The encoder of a run or checkpoint of ours, with the branch its recipe keeps.
+
+    Args:
+        path: a run's directory or a `.ckpt` file.
+        trust: whether the checkpoint's configuration may name import paths, which can run any code.
+
+    Raises:
+        ConfigError: for a file that is truncated, unsafe, or of another architecture than it says.
+    """
+    file = checkpoint_of(path)
+    content = checkpoints.read(file)
+    own = checkpoints.ours(content, file)
+    tree, facts = own["config"], own["facts"]
+    check(tree, trust=trust)
+    network = build.fresh_network(tree, facts, tree["seed"])
+    prefix = "networks.main." if tree["keep"] == "student" else "teacher.twins.main."
+    state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise ConfigError(f"{file} does not hold the encoder its configuration describes: {' '.join(lines[1:4])}") from error
+    return Loaded(network.eval(), tree, facts, file, tree["keep"])
+
+
+def load_timm(name: str, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> Loaded:
+    """A timm model as an encoder for the data of a configuration."""
+    tree = dict(tree)
+    network = build.network(tree, facts)
+    return Loaded(network.eval(), tree, dict(facts), None, name)
+
+
+@register("network/run")
+def run_network(spec: TokenSpec, *, path: str) -> nn.Module:
+    """A frozen encoder from a run or checkpoint of ours, for `target/frozen`.
+
+    Args:
+        spec: sizes of the student's tokens, for the check that both see the same grid.
+        path: the run's directory or the checkpoint.
+
+    Raises:
+        ConfigError: when the grids differ.
+    """
+    loaded = load(path)
+    if loaded.network.spec.grid != spec.grid:
+        raise ConfigError(
+            f"network/run: the frozen encoder cuts its input into {loaded.network.spec.grid} tokens, the student into "
+            f"{spec.grid}; pre-train the teacher with the same data.size and tokenizer.patch"
+        )
+    return loaded.network
+
+
+@register("network/timm")
+def timm_network(
+    spec: TokenSpec, *, name: str, pretrained: bool = True, weights: str | None = None
+) -> nn.Module:
+    """A frozen timm vision transformer, for `target/frozen`: its own normalisation, the student's grid.
+
+    Args:
+        spec: sizes of the student's tokens.
+        name: timm's name, for instance `vit_base_patch16_clip_224`.
+        pretrained: whether to fetch timm's weights. Without them the target is a random network, and a warning says so.
+        weights: a local file in timm's layout.
+    """
+    import warnings
+
+    import timm
+
+    from mmssl.parts.encoders.timm import build as encoder
+
+    if not pretrained and weights is None:
+        warnings.warn(f"network/timm: {name} has random weights, so it teaches nothing; give weights=FILE", stacklevel=2)
+    assert spec.grid is not None and spec.cell is not None
+    known = timm.get_pretrained_cfg(name)
+    size = [side * cell for side, cell in zip(spec.grid, spec.cell, strict=True)]
+    mean, std = (list(known.mean), list(known.std)) if known else ([0.5] * 3, [0.5] * 3)
+    channels = spec.channels or 3
+    if channels != 3:
+        mean, std = [sum(mean) / 3] * channels, [sum(std) / 3] * channels
+    facts = {"channels": channels, "mean": mean, "std": std}
+    tokenizer = build.make({"_target_": "tokenizer/image", "size": size, "patch": spec.cell[0]})(facts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Network(tokenizer, encoder(tokenizer.spec, name=name, pretrained=pretrained, weights=weights))

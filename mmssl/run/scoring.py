@@ -1,0 +1,101 @@
+"""Scores, monitors and pictures of a run, put together from the evaluation layer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmssl.config import build
+from mmssl.evaluation.features import Features, embed, untouched
+
+
+def held_out(data: Any) -> str | None:
+    """The split that final scores are taken on: test, else val; None without labels."""
+    for name in ("test", "val"):
+        if name in data.splits and data.splits[name].labels is not None:
+            return name
+    return None
+
+
+def raw_features(data: Any, split: str, adapter: Any, limit: int | None) -> Features:
+    """The modality's raw-input baseline on a split: one vector per labelled sample, no encoder."""
+    from mmssl.evaluation.features import raw_input
+
+    return raw_input(data.splits[split], adapter, limit)
+
+
+def final(tree: dict[str, Any], data: Any, module: Any) -> dict[str, Any]:
+    """The `eval` block of summary.json for the run's own data; empty where there are no labels."""
+    return score(tree, data, module.kept, partial(build.fresh_network, tree, data.facts()))
+
+
+def score(tree: dict[str, Any], data: Any, network: Any, fresh: Callable[[int], Any] | None) -> dict[str, Any]:
+    """Every protocol of a configuration on an encoder, beside random weights and the raw input."""
+    from mmssl.evaluation.score import evaluate
+
+    split = held_out(data)
+    if split is None or data.splits["train"].labels is None:
+        print("no labels, so no probes: label-free monitors stand in metrics.csv", file=sys.stderr)
+        return {}
+    said = tree["evaluation"]
+    limit, adapter = said["limit"], build.adapter(tree)
+
+    def batches(name: str) -> Iterable[Mapping[str, Any]]:
+        return data.eval_loader(name, limit)
+
+    return evaluate(
+        network,
+        fresh,
+        partial(batches, "train"),
+        partial(batches, split),
+        lambda: (raw_features(data, "train", adapter, limit), raw_features(data, split, adapter, limit)),
+        build.make(said["protocols"], "evaluation.protocols"),
+        said["pool"],
+    )
+
+
+def online(tree: dict[str, Any], data: Any, steps: int) -> Any:
+    """The callback that looks at features during training, about ten times in a run unless told otherwise."""
+    from mmssl.evaluation.online import Online
+
+    said = tree["evaluation"]
+    every = said["every_epochs"]
+    limit = min(said["limit"] or 2000, 2000)
+    if every:
+        return Online(every_epochs=every, limit=limit, pool=said["pool"])
+    return Online(every_steps=max(steps // 10, 1), limit=limit, pool=said["pool"])
+
+
+def health(history: list[tuple[int, float]], watcher: Any, module: Any, status: str) -> dict[str, Any]:
+    """The `health` block of summary.json: verdict, causes, remedies and the newest monitors."""
+    from mmssl.evaluation.health import verdict
+
+    rows: list[dict[str, float]] = [{"step": step, "loss": loss} for step, loss in history]
+    latest: dict[str, float] = {}
+    if watcher is not None:
+        rows += [{key.removeprefix("val/"): value for key, value in row.items()} for row in watcher.history]
+        latest = {key.removeprefix("val/"): value for key, value in watcher.latest.items()}
+    rows.sort(key=lambda row: row["step"])
+    found = verdict(rows, latest, module.kept.dim, moving_target=module.teacher is not None)
+    word = "diverged" if status == "diverged" else found.verdict
+    monitors = {key: latest[key] for key in ("rankme", "feature_std", "uniformity") if key in latest}
+    return {"verdict": word, "causes": found.causes, "remedies": found.remedies} | monitors
+
+
+def draw(run: Path, tree: dict[str, Any], data: Any, module: Any) -> None:
+    """The run's pictures: masks and reconstructions, nearest neighbours, a map of the features."""
+    from mmssl.run.pictures import neighbours, reconstructions
+
+    folder = run / "pictures"
+    folder.mkdir(exist_ok=True)
+    split = "test" if "test" in data.splits else "train"
+    with untouched(), torch.inference_mode():
+        reconstructions(folder, tree, data, module)
+        features = embed(module.kept.eval(), data.eval_loader(split, 1000), tree["evaluation"]["pool"])
+        neighbours(folder, tree, data, split, np.asarray(features.x), np.asarray(features.y))
