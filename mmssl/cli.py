@@ -282,3 +282,6 @@ VERBS: dict[str, Callable[[list[str], list[str]], int]] = {
     "runs": runs,
     "report": report,
 }
+
+if __name__ == "__main__":
+    sys.exit(main())

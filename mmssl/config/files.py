@@ -62,6 +62,13 @@ def chain(name: str) -> list[tuple[str, dict[str, Any]]]:
     return [*found, (name, text)]
 
 
+def merged(base: Any, top: Any) -> Any:
+    """One plain tree over another, mapping by mapping, as Hydra merges them."""
+    if isinstance(base, dict) and isinstance(top, dict):
+        return base | {key: merged(base.get(key), value) for key, value in top.items()}
+    return top
+
+
 def parts(tree: Any) -> list[str]:
     """Names of the parts that a plain YAML tree mentions, in order."""
     if isinstance(tree, dict):
@@ -88,20 +95,20 @@ def count_lines(text: str) -> int:
 def describe(name: str) -> dict[str, Any]:
     """What `mmssl list recipes --json` says of a recipe: name, modality, family, paper, parts, lines."""
     inherited = chain(name)
-    meta: dict[str, Any] = {}
-    modality, used = "", []
+    whole: dict[str, Any] = {}
+    modality = ""
     for _, text in inherited:
-        meta |= text.get("meta", {})
-        used += parts(text)
+        whole = merged(whole, text)
         for entry in text.get("defaults", []):
             if isinstance(entry, dict) and "override /modality" in entry:
                 modality = entry["override /modality"]
+    meta = whole.get("meta", {})
     row = {
         "name": name,
         "modality": modality,
         "family": meta.get("family", []),
         "paper": meta.get("paper", ""),
-        "parts": sorted(set(used)),
+        "parts": sorted(set(parts(whole))),
         "lines": count_lines(recipe_file(name).read_text()),
     }
     return row | ({"streams": meta["streams"]} if "streams" in meta else {})

@@ -90,7 +90,9 @@ class Axis:
 
     def __call__(self, value: float) -> float:
         """Where a value lies."""
-        low, high, at = (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        low, high, at = self.low, self.high, value
+        if self.log:
+            low, high, at = math.log10(low), math.log10(high), math.log10(at)
         return self.start + (at - low) / (high - low) * (self.stop - self.start)
 
     def ticks(self, count: int) -> list[float]:
@@ -133,9 +135,11 @@ def line_chart(
     Args:
         series: the curves; those without a finite value are left out.
         title: what a screen reader says first.
-        x_title, y_title: titles of the axes; the y title stands above its axis, where it is read without turning.
+        x_title: title of the x axis.
+        y_title: title of the y axis; it stands above its axis, where it is read without turning one's head.
         log_y: logarithmic y axis; ignored where a value is not positive.
-        width, height: size of the drawing, without its legend, in its own units.
+        width: width of the drawing in its own units.
+        height: height of the drawing, without its legend.
 
     Returns:
         One `<svg>`, well-formed XML, that fills the width it is given. Hidden in it are the points shown, for a
@@ -176,7 +180,8 @@ def _said(name: str, y: Sequence[float]) -> str:
     finite = [value for value in y if math.isfinite(value)]
     if not finite:
         return f"{name} has no finite value"
-    return f"{name} from {number(finite[0])} to {number(finite[-1])}, between {number(min(finite))} and {number(max(finite))}"
+    first, last, low, high = (number(value) for value in (finite[0], finite[-1], min(finite), max(finite)))
+    return f"{name} from {first} to {last}, between {low} and {high}"
 
 
 def _grid(x_axis: Axis, y_axis: Axis, y_ticks: list[float], x_title: str, bottom: float, width: int) -> Markup:

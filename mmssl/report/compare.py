@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from mmssl.report import scores, sections
@@ -76,7 +75,8 @@ def _same_data(runs: Sequence[Run]) -> Markup | None:
     prints = {str(run.data["fingerprint"]) for run in runs if run.data.get("fingerprint")}
     if len(prints) < 2:
         return None
-    return tag("p", "These runs did not use the same data (their fingerprints differ): compare scores with care.", class_="mark")
+    said = "These runs did not use the same data (their fingerprints differ): compare scores with care."
+    return tag("p", said, class_="mark")
 
 
 def _plot(protocol: str, names: Sequence[str], found: Sequence[Score | None]) -> Markup:
@@ -91,52 +91,31 @@ def _plot(protocol: str, names: Sequence[str], found: Sequence[Score | None]) ->
 
 
 def _baselines(score: Score) -> list[Interval]:
-    known = [(name, *score.baselines[name]) for name in BASELINES]
-    return [Interval(scores.label(name), value, *(span or (None, None))) for name, value, span in known if value is not None]
+    return scores.baseline_rows({name: score.baselines[name] for name in BASELINES})
 
 
-def keys(config: str) -> dict[str, str]:
-    """Dotted keys and values of block-style YAML, as resolved configurations are written; list items are numbered.
+def _settings(run: Run) -> dict[str, str]:
+    """Dotted keys and values of the resolved configuration; empty where it cannot be read."""
+    import yaml
 
-    Enough to find what differs; values stay text, so no YAML library is needed to read a report's directory.
-    """
-    found: dict[str, str] = {}
-    stack: list[tuple[int, str]] = []
-    counts: dict[str, int] = {}
-    for line in config.splitlines():
-        indent, body = len(line) - len(line.lstrip()), line.strip()
-        if not body or body.startswith("#"):
-            continue
-        while body.startswith("- ") or body == "-":
-            # `- a: 1` opens an item and a key at once; an item may stand at its parent key's own indent.
-            stack = [(i, name) for i, name in stack if i < indent or (i == indent and not name.isdigit())]
-            parent = ".".join(name for _, name in stack)
-            place = counts[parent] = counts.get(parent, -1) + 1
-            stack.append((indent, str(place)))
-            indent, body = indent + 2, body[2:].strip()
-        pair = re.match(r"('[^']*'|\"[^\"]*\"|[^:\s][^:]*):(?:\s+(.*))?$", body)
-        if pair and not (body[0] in "[{" or (body[0] in "'\"" and pair[2] is None and not body.endswith(":"))):
-            stack = [(i, name) for i, name in stack if i < indent]
-            stack.append((indent, pair[1].strip("'\"")))
-            body = pair[2] or ""
-        if body:
-            key = ".".join(name for _, name in stack)
-            found[key] = f"{found[key]} {body}" if key in found else body
-    return found
+    try:
+        config = yaml.safe_load(run.config)
+    except yaml.YAMLError:
+        return {}
+    return dict(sections.flatten(config)) if isinstance(config, dict) else {}
 
 
 def _differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
-    configs = [keys(run.config) for run in runs]
+    configs = [_settings(run) for run in runs]
     if not all(configs):
-        return tag("p", "Not every run has a config.yaml, so the settings cannot be compared.", class_="none")
+        return tag("p", "Not every run has a readable config.yaml, so the settings cannot be compared.", class_="none")
     every = list(dict.fromkeys(key for config in configs for key in config if not key.startswith(("meta.", "run."))))
     unlike = [key for key in every if len({config.get(key) for config in configs}) > 1]
     if not unlike:
         return tag("p", "The resolved configurations are the same.", class_="none")
     head = tag("tr", *(tag("th", name, scope="col") for name in ("key", *names)))
-    rows = [
-        tag("tr", tag("th", key, scope="row"), *(tag("td", config.get(key, "–")) for config in configs)) for key in unlike
-    ]
+    values = {key: [tag("td", config.get(key, "–")) for config in configs] for key in unlike}
+    rows = [tag("tr", tag("th", key, scope="row"), *cells) for key, cells in values.items()]
     caption = tag("caption", f"{len(unlike)} of {len(every)} settings differ; the others are the same in all runs.")
     table = tag("table", caption, tag("thead", head), tag("tbody", *rows))
     return tag("div", scores.scrolling(table, "Settings that differ"), class_="card")
@@ -160,5 +139,7 @@ def _pictures(runs: Sequence[Run], names: Sequence[str]) -> Markup:
 
 def heading(runs: Sequence[Run]) -> Markup:
     """Title, and where each run lies."""
-    items = [tag("li", f"{name}: ", tag("code", sections.where(run.path))) for name, run in zip(names_of(runs), runs, strict=True)]
-    return join(tag("p", "mmssl report", class_="kind"), tag("h1", f"{len(runs)} runs"), tag("ul", *items, class_="words"))
+    named = zip(names_of(runs), runs, strict=True)
+    items = [tag("li", f"{name}: ", tag("code", sections.where(run.path))) for name, run in named]
+    title = tag("h1", f"{len(runs)} runs")
+    return join(tag("p", "mmssl report", class_="kind"), title, tag("ul", *items, class_="words"))

@@ -19,7 +19,12 @@ _WIDTH, _SIDE = 760, 520
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
 _DARK = ("#56b4e9", "#f0803c", "#2fc79b", "#dd9fc4", "#e69f00", "#2f8fd0", "#b0b0b0")
 # Shapes of about equal area around (0, 0); after seven colours the next shape begins, so 28 classes are told apart.
-_SHAPES = ("M-2.8 0a2.8 2.8 0 1 0 5.6 0a2.8 2.8 0 1 0-5.6 0z", "M-2.5-2.5h5v5h-5z", "M0-3.4L3.2 2.3H-3.2z", "M0-3.5L3.5 0L0 3.5L-3.5 0z")  # fmt: skip
+_SHAPES = (
+    "M-2.8 0a2.8 2.8 0 1 0 5.6 0a2.8 2.8 0 1 0-5.6 0z",
+    "M-2.5-2.5h5v5h-5z",
+    "M0-3.4L3.2 2.3H-3.2z",
+    "M0-3.5L3.5 0L0 3.5L-3.5 0z",
+)
 _STYLE = (
     "text{font:13px system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',sans-serif;fill:#59616c}"
     ".frame{fill:none;stroke:#dcdedb}path{fill-opacity:.72}.none{fill:#9a9a9a}"
@@ -49,7 +54,9 @@ def project(features: ArrayLike) -> NDArray[np.float64]:
     if x.ndim != 2 or not x.size:
         raise ValueError(f"features must be (n, d) with at least one sample and one dimension, got {x.shape}")
     if not np.isfinite(x).all():
-        raise ValueError("features hold values that are not finite: the encoder has diverged, or its input is not clean")
+        raise ValueError(
+            "features hold values that are not finite: the encoder has diverged, or its input is not clean"
+        )
     x = x - x.mean(0)
     axes = np.linalg.svd(x, full_matrices=False)[2][:2]
     axes = axes * np.where(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1) < 0, -1.0, 1.0)
@@ -82,7 +89,9 @@ def embedding_map(
     chosen = np.unique(np.linspace(0, total - 1, min(total, MOST_POINTS)).round().astype(int)) if total else slice(0)
     points, classes = points[chosen], classes[chosen]
     kinds = sorted(set(classes.tolist()))
-    said = f"Map of {number(len(points))} of {number(total)} points" if len(points) < total else f"Map of {total} points"
+    said = (
+        f"Map of {number(len(points))} of {number(total)} points" if len(points) < total else f"Map of {total} points"
+    )
     said += f" of {len([kind for kind in kinds if kind >= 0])} classes" if kinds and kinds[-1] >= 0 else ""
     names = [_name(kind, class_names) for kind in kinds]
     legend, height = _legend(kinds, names) if kinds != [-1] else ([], 0)
@@ -117,7 +126,9 @@ def _dots(points: NDArray[np.float64], classes: NDArray[np.int64], kinds: Sequen
     places = (points - (low + high) / 2) * scale * [1, -1] + [_WIDTH / 2, _SIDE / 2]
     looks = {kind: _look(kind) for kind in kinds}
     drawn = zip(places, (looks[kind] for kind in classes.tolist()), strict=True)
-    return [tag("path", d=shape, class_=style, transform=f"translate({x:.1f} {y:.1f})") for (x, y), (style, shape) in drawn]
+    return [
+        tag("path", d=shape, class_=style, transform=f"translate({x:.1f} {y:.1f})") for (x, y), (style, shape) in drawn
+    ]
 
 
 def _legend(kinds: Sequence[int], names: Sequence[str]) -> tuple[list[Markup], int]:

@@ -80,7 +80,7 @@ def overlays(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     cards = []
     for key in keys:
         having = [(name, run.metrics.get(key) or run.timing.get(key)) for name, run in zip(names, runs, strict=True)]
-        # A run that lacks a quantity keeps its colour: it takes part with an empty line that the legend omits nothing of.
+        # A run that lacks a quantity takes part with an empty line, so that every run keeps its colour.
         lines = [Series(name, column.x if column else (), column.y if column else ()) for name, column in having]
         count = sum(column is not None for _, column in having)
         if count > 1 or key.startswith("train/"):

@@ -11,7 +11,9 @@ from mmssl.report import compare, scores, sections
 from mmssl.report.figures import curves
 from mmssl.report.markup import Markup, join, replace_file, slug, tag
 from mmssl.report.reading import Run, read
-from mmssl.report.style import CSS, SCRIPT
+
+
+CSS, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
 
 
 def write(run: Path | list[Path], out: Path | None = None) -> Path:
@@ -70,7 +72,8 @@ def _page(title: str, head: Markup, parts: Sequence[tuple[str, Markup]], notes: 
     links = [tag("li", tag("a", name, href=f"#{slug(name)}")) for name, _ in parts]
     blocks = [tag("section", tag("h2", name, id=slug(name)), body, aria_labelledby=slug(name)) for name, body in parts]
     missing = tag("ul", *(tag("li", note) for note in notes)) if notes else None
-    footer = tag("footer", tag("p", "Not found while writing this page:") if notes else None, missing, "Written by mmssl. This file is complete: it loads nothing and can be sent as it is.")  # fmt: skip
+    said = "Written by mmssl. This file is complete: it loads nothing and can be sent as it is."
+    footer = tag("footer", tag("p", "Noted while reading:") if notes else None, missing, tag("p", said))
     return "<!DOCTYPE html>\n" + tag(
         "html",
         tag(

@@ -19,7 +19,9 @@ class Interval:
     high: float | None = None
 
 
-def interval_plot(groups: Sequence[tuple[str, Sequence[Interval]]], title: str, x_title: str, width: int = 560) -> Markup:
+def interval_plot(
+    groups: Sequence[tuple[str, Sequence[Interval]]], title: str, x_title: str, width: int = 560
+) -> Markup:
     """Dots with intervals, one row each, in named groups over one axis.
 
     Args:
@@ -50,7 +52,8 @@ def interval_plot(groups: Sequence[tuple[str, Sequence[Interval]]], title: str, 
         for value, label in zip(marks, labels_of(marks), strict=True)
     ]
     base = tag("line", x1=f"{left:.1f}", x2=width - 16, y1=f"{y:.0f}", y2=f"{y:.0f}", class_="base")
-    foot = tag("text", x_title, x=f"{(left + width - 16) / 2:.0f}", y=f"{y + 33:.0f}", text_anchor="middle", class_="axis")
+    middle = f"{(left + width - 16) / 2:.0f}"
+    foot = tag("text", x_title, x=middle, y=f"{y + 33:.0f}", text_anchor="middle", class_="axis")
     said = title + ": " + "; ".join(f"{name}, {_value(row)}" for name, group in groups for row in group)
     return tag(
         "svg", tag("title", title), tag("g", *grid, base, *labels, foot, class_="frame", aria_hidden="true"), *parts,

@@ -120,7 +120,9 @@ def neighbour_sheet(
     """
     counts = {len(row) for row in neighbours}
     if len(query) != len(neighbours) or len(counts) != 1:
-        raise ValueError(f"each query needs equally many neighbours, got {len(query)} queries and rows of {sorted(counts)}")
+        raise ValueError(
+            f"each query needs equally many neighbours, got {len(query)} queries and rows of {sorted(counts)}"
+        )
     width = 1 + counts.pop()
     if labels is not None and [len(row) for row in labels] != [width] * len(query):
         raise ValueError(f"labels must hold {width} texts for each of {len(query)} queries, the query's own first")

@@ -8,7 +8,12 @@ from mmssl.report.intervals import Interval, interval_plot
 from mmssl.report.markup import Markup, join, number, tag
 from mmssl.report.reading import BASELINES, Score
 
-_SIDE = {("better", True): "above", ("worse", True): "below", ("better", False): "below (better)", ("worse", False): "above (worse)"}  # fmt: skip
+_SIDE = {
+    ("better", True): "above",
+    ("worse", True): "below",
+    ("better", False): "below (better)",
+    ("worse", False): "above (worse)",
+}
 
 
 def compare(score: Score, baseline: str) -> str:
@@ -71,10 +76,8 @@ def section(scores: Sequence[Score], status: str) -> Markup:
     marked = [
         tag("li", tag("span", score.protocol, class_="mark"), f" ({score.metric}): {words(score)}") for score in scores
     ]
-    return join(
-        tag("ul", *marked, class_="words"),
-        tag("div", tag("div", _table(scores), class_="card"), tag("div", *_plots(scores), class_="card"), class_="pair"),
-    )
+    cards = [tag("div", _table(scores), class_="card"), tag("div", *_plots(scores), class_="card")]
+    return join(tag("ul", *marked, class_="words"), tag("div", *cards, class_="pair"))
 
 
 def _table(scores: Sequence[Score]) -> Markup:
@@ -110,5 +113,10 @@ def _plots(scores: Sequence[Score]) -> list[Markup]:
 
 def _rows(score: Score) -> list[Interval]:
     own = Interval("this run", score.value or 0.0, *(score.interval or (None, None)))
-    others = score.baselines.items()
-    return [own, *(Interval(label(name), value, *(span or (None, None))) for name, (value, span) in others if value is not None)]
+    return [own, *baseline_rows(score.baselines)]
+
+
+def baseline_rows(baselines: dict[str, tuple[float | None, tuple[float, float] | None]]) -> list[Interval]:
+    """The baselines that have a value, as rows of an interval plot."""
+    known = [(label(name), value, span or (None, None)) for name, (value, span) in baselines.items()]
+    return [Interval(name, value, *span) for name, value, span in known if value is not None]

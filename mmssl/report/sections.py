@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmssl.report import scores
 from mmssl.report.markup import Markup, duration, join, number, tag
 from mmssl.report.reading import Picture, Run
 
@@ -28,18 +29,17 @@ _MOST_SKIPPED = 200
 def status_chips(run: Run) -> Markup:
     """Status and verdict; shape and words say what the colour says."""
     verdict = str(run.health.get("verdict") or "unknown")
-    pairs = ((run.status, _STATUS.get(run.status, "unknown"), ""), (verdict, _VERDICT.get(verdict, "unknown"), "health: "))
-    chips = [tag("li", f"{_SIGN[kind] if i else '●'} {lead}{name}", class_=f"chip {kind}") for i, (name, kind, lead) in enumerate(pairs)]
-    return tag("ul", *chips, class_="chips", aria_label="Status and health")
+    kind = _VERDICT.get(verdict, "unknown")
+    status = tag("li", f"● {run.status}", class_=f"chip {_STATUS.get(run.status, 'unknown')}")
+    health = tag("li", f"{_SIGN[kind]} health: {verdict}", class_=f"chip {kind}")
+    return tag("ul", status, health, class_="chips", aria_label="Status and health")
 
 
 def verdict(run: Run) -> Markup:
     """The health verdict with its causes and what to do about each."""
     name = str(run.health.get("verdict") or "unknown")
     kind = _VERDICT.get(name, "unknown")
-    items = [
-        tag("li", cause, f" Remedy: {remedy}" if remedy else None) for cause, remedy in findings(run.health)
-    ]
+    items = [tag("li", cause, f" Remedy: {remedy}" if remedy else None) for cause, remedy in findings(run.health)]
     error = run.summary.get("error")
     return tag(
         "div",
@@ -62,7 +62,8 @@ def findings(health: dict[str, Any]) -> Iterator[tuple[str, str]]:
     remedies = [str(remedy) for remedy in remedies]
     for cause in causes:
         if isinstance(cause, dict):
-            yield str(cause.get("cause") or cause.get("name") or "A cause without a name."), str(cause.get("remedy") or "")
+            name = cause.get("cause") or cause.get("name") or "A cause without a name."
+            yield str(name), str(cause.get("remedy") or "")
         else:
             yield str(cause), remedies.pop(0) if remedies else ""
     for remedy in remedies:
@@ -100,7 +101,7 @@ def facts(run: Run) -> Markup:
         ("Waiting for data", f"{number(100 * wait, 2)} %" if isinstance(wait, (int, float)) else None),
         ("Peak memory", _unit(speed.get("peak_mem_mb"), "MB")),
         ("Loss", f"{number(first)} → {number(loss)}" if first is not None else number(loss)),
-        *((key.replace("_", " "), number(value)) for key, value in run.health.items() if isinstance(value, (int, float))),
+        *((scores.label(key), number(value)) for key, value in run.health.items() if isinstance(value, (int, float))),
     ]
     cells = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows if value not in (None, "–")]
     return tag("dl", *cells, class_="facts")
@@ -167,7 +168,8 @@ def pictures(run: Run) -> Markup:
 
 def _picture(picture: Picture) -> Markup:
     caption = tag("span", picture.caption) if picture.caption else None
-    return tag("figure", tag("figcaption", tag("strong", picture.title), caption), embed(picture), class_="card picture")
+    head = tag("figcaption", tag("strong", picture.title), caption)
+    return tag("figure", head, embed(picture), class_="card picture")
 
 
 def skipped(run: Run) -> Markup:
@@ -176,7 +178,8 @@ def skipped(run: Run) -> Markup:
     if not run.data:
         return tag("p", "data.json is not there, so it is not known whether files were skipped.", class_="none")
     if not count:
-        return tag("p", "No file was skipped." if items is not None else "No skipped files were recorded.", class_="none")
+        said = "No file was skipped." if items is not None else "No skipped files were recorded."
+        return tag("p", said, class_="none")
     shown = (items or [])[:_MOST_SKIPPED]
     said = f"{number(count)} {'file was' if count == 1 else 'files were'} skipped."
     more = f" The first {len(shown)} are listed; data.json has all." if len(shown) < count and shown else ""
@@ -235,7 +238,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         if isinstance(value, dict) and value and key != "skipped":
             yield from flatten(value, f"{prefix}{key}.")
         elif key != "skipped":
-            said = value if isinstance(value, str) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             yield f"{prefix}{key}", said if len(said) <= 400 else f"{said[:400]}… ({len(said)} characters)"
 
 

@@ -135,7 +135,6 @@ class _Recorder:
     def write(self, status: str, why: str | None = None) -> dict[str, Any]:
         """Writes summary.json as things stand."""
         steps = 0 if self.trainer is None else int(self.trainer.global_step)
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident()
         summary = {
             "verb": "pretrain",
             "schema": 1,
@@ -147,7 +146,7 @@ class _Recorder:
             "wall_s": round(time.perf_counter() - self.started, 1),
             "train": {"loss": self.metrics.last, "first_loss": self.metrics.first},
             "throughput": self.metrics.throughput(self.module.batch_size)
-            | {"mfu": None, "peak_mem_mb": round(peak / 2**20)},
+            | {"mfu": None, "peak_mem_mb": peak_memory()},
             "eval": self.scores,
             "health": scoring.health(self.metrics.history, self.online, self.module, status),
             "skipped": {"count": len(self.data.skipped), "files": list(self.data.skipped)[:1000]},
@@ -158,11 +157,14 @@ class _Recorder:
         return summary
 
 
-def _resident() -> int:
-    """Largest resident memory of this process, in bytes."""
+def peak_memory() -> int:
+    """Peak memory in MiB: of the GPU where there is one, else the largest resident size of this process."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
 
 @contextlib.contextmanager
