@@ -55,16 +55,17 @@ class Metrics(lightning.Callback):
         run: the run's directory.
         every: optimizer steps between rows.
         batch_size: samples of a step.
+        online: whose history of scores gets rows of its own; None for none.
     """
 
-    def __init__(self, run: Path, every: int, batch_size: int) -> None:
-        self.run, self.every, self.batch_size = run, every, batch_size
+    def __init__(self, run: Path, every: int, batch_size: int, online: Any = None) -> None:
+        self.run, self.every, self.batch_size, self.online = run, every, batch_size, online
         self.first: float | None = None
         self.last: float | None = None
         self.history: list[tuple[int, float]] = []
         self.timings: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
-        self._count = self._written = 0
+        self._count = self._written = self._scored = 0
         self._waited = self._busy = 0.0
         self._mark = time.perf_counter()
 
@@ -125,11 +126,16 @@ class Metrics(lightning.Callback):
         self._sums, self._count, self._written = {}, 0, step
         self._busy = self._waited = 0.0
 
-    def add(self, step: int, values: dict[str, float]) -> None:
-        """A row of online scores."""
-        self.metrics.add({"step": step} | values)
+    def resume(self) -> None:
+        """Writes new online scores, and starts the clock again: what other callbacks did was no waiting for data."""
+        if self.online is not None and hasattr(self, "metrics"):
+            for row in self.online.history[self._scored :]:
+                named = {f"val/{key}": value for key, value in row.items() if key not in ("step", "epoch", "n")}
+                self.metrics.add({"step": row["step"], "epoch": row["epoch"], **named})
+            self._scored = len(self.online.history)
+        self._mark = time.perf_counter()
 
-    def throughput(self, batch_size: int) -> dict[str, Any]:
+    def throughput(self) -> dict[str, Any]:
         """Median speed after the first row, which holds start-up."""
         rows = self.timings[1:] or self.timings
         if not rows:
@@ -140,6 +146,29 @@ class Metrics(lightning.Callback):
             "step_ms": middle["step_ms"],
             "data_wait": round(middle["data_ms"] / max(middle["step_ms"], 1e-9), 4),
         }
+
+
+class Clock(lightning.Callback):
+    """Comes last and tells `Metrics` that all other callbacks are done."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+    def on_train_start(self, *args: Any) -> None:
+        """Before the first batch is fetched."""
+        self.metrics.resume()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Before the next batch is fetched."""
+        self.metrics.resume()
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        """Before the next epoch."""
+        self.metrics.resume()
+
+    def on_train_end(self, *args: Any) -> None:
+        """The last scores."""
+        self.metrics.resume()
 
 
 class Progress(lightning.Callback):

@@ -69,7 +69,12 @@ def online(tree: dict[str, Any], data: Any, steps: int) -> Any:
     limit = min(said["limit"] or 2000, 2000)
     if every:
         return Online(every_epochs=every, limit=limit, pool=said["pool"])
-    return Online(every_steps=max(steps // 10, 1), limit=limit, pool=said["pool"])
+    return Online(every_epochs=None, every_steps=max(steps // 10, 1), limit=limit, pool=said["pool"])
+
+
+def rows_seen(watcher: Any) -> float:
+    """Number of samples the newest monitors were computed on; 0 before the first."""
+    return watcher.history[-1]["n"] if watcher is not None and watcher.history else 0
 
 
 def health(history: list[tuple[int, float]], watcher: Any, module: Any, status: str) -> dict[str, Any]:
@@ -79,10 +84,12 @@ def health(history: list[tuple[int, float]], watcher: Any, module: Any, status: 
     rows: list[dict[str, float]] = [{"step": step, "loss": loss} for step, loss in history]
     latest: dict[str, float] = {}
     if watcher is not None:
-        rows += [{key.removeprefix("val/"): value for key, value in row.items()} for row in watcher.history]
-        latest = {key.removeprefix("val/"): value for key, value in watcher.latest.items()}
+        rows += watcher.history
+        latest = watcher.latest
     rows.sort(key=lambda row: row["step"])
-    found = verdict(rows, latest, module.kept.dim, moving_target=module.teacher is not None)
+    found = verdict(
+        rows, latest, module.kept.dim, n=int(rows_seen(watcher)) or None, moving_target=module.teacher is not None
+    )
     word = "diverged" if status == "diverged" else found.verdict
     monitors = {key: latest[key] for key in ("rankme", "feature_std", "uniformity") if key in latest}
     return {"verdict": word, "causes": found.causes, "remedies": found.remedies} | monitors

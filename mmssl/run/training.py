@@ -16,7 +16,7 @@ import torch
 
 from mmssl.config import build
 from mmssl.run import checkpoints, directory, scoring
-from mmssl.run.callbacks import Checkpoint, Diverged, Guard, Metrics, Progress
+from mmssl.run.callbacks import Checkpoint, Clock, Diverged, Guard, Metrics, Progress
 from mmssl.run.trainer import lightning_trainer, planned_steps
 
 
@@ -86,15 +86,16 @@ class _Recorder:
 
     def __init__(self, run: Path, tree: dict[str, Any], data: Any, module: Any, settings: Any, extra: dict[str, Any]) -> None:
         self.run, self.tree, self.data, self.module, self.settings = run, tree, data, module, settings
-        self.metrics = Metrics(run, settings.log_every, module.batch_size)
         self.online = scoring.online(tree, data, module.steps)
+        self.metrics = Metrics(run, settings.log_every, module.batch_size, self.online)
         guard = Guard(run)
         self.callbacks = [
             guard,
             self.metrics,
             Progress(self.metrics, module.batch_size),
-            *([self.online] if self.online else []),
+            self.online,
             Checkpoint(run, guard, settings.checkpoint_every, extra),
+            Clock(self.metrics),
         ]
         self.started = time.perf_counter()
         self.trainer: Any = None
@@ -145,7 +146,7 @@ class _Recorder:
             "planned_steps": self.module.steps,
             "wall_s": round(time.perf_counter() - self.started, 1),
             "train": {"loss": self.metrics.last, "first_loss": self.metrics.first},
-            "throughput": self.metrics.throughput(self.module.batch_size)
+            "throughput": self.metrics.throughput()
             | {"mfu": None, "peak_mem_mb": peak_memory()},
             "eval": self.scores,
             "health": scoring.health(self.metrics.history, self.online, self.module, status),

@@ -1,0 +1,1 @@
+"""Reading data: sources, order, loaders. Knows modalities only through their adapter."""

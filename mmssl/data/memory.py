@@ -1,0 +1,143 @@
+"""Small data sets are decoded once, kept as one array on disk and mapped into memory from then on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.data.source import Dataset
+
+_log = logging.getLogger(__name__)
+_CHUNK = 4096
+
+
+def cache_folder() -> Path:
+    """Where decoded data are kept: the environment variable MMSSL_CACHE, else `~/.cache/mmssl`."""
+    return Path(os.environ.get("MMSSL_CACHE") or "~/.cache/mmssl").expanduser() / "data"
+
+
+class Kept:
+    """A data set whose decoded samples lie in one array.
+
+    Args:
+        dataset: the original, for names and labels.
+        array: its samples, (n, ...) uint8.
+    """
+
+    in_memory = True
+
+    def __init__(self, dataset: Dataset, array: np.ndarray) -> None:
+        self.dataset, self.array = dataset, array
+        self.labels, self.classes = dataset.labels, dataset.classes
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, i: int) -> Tensor:
+        """A copy of the i-th sample."""
+        return torch.from_numpy(np.array(self.array[i]))
+
+    def name(self, i: int) -> str:
+        """The original's name."""
+        return self.dataset.name(i)
+
+    def fingerprint(self) -> str:
+        """The original's digest."""
+        return self.dataset.fingerprint()
+
+    def cache_key(self) -> None:
+        """Nothing: it is kept already."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Sends a mapped array to another process as the path of its file."""
+        mapped = isinstance(self.array, np.memmap)
+        return self.__dict__ | ({"array": Path(str(self.array.filename))} if mapped else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Maps the array again."""
+        self.__dict__.update(state)
+        if isinstance(self.array, Path):
+            self.array = np.load(self.array, mmap_mode="r")
+
+
+def keep(dataset: Dataset, limit_mb: int) -> Dataset:
+    """The data set as one array, if its samples have one shape, can all be read and fit into `limit_mb` MiB.
+
+    The array is written under `cache_folder()`, named by a digest of the content, first to a temporary file, so that
+    processes that do the same at once do no harm.
+
+    Returns:
+        The kept data set, else the one given.
+    """
+    shape = _shape(dataset)
+    if dataset.in_memory or shape is None or len(dataset) * int(np.prod(shape)) > limit_mb * 2**20:
+        return dataset
+    key = dataset.cache_key()
+    if key is None:
+        return dataset
+    path = cache_folder() / f"{key}.npy"
+    unfit = path.with_suffix(".unfit")  # tells the next run that the attempt is in vain
+    if not path.exists() and not unfit.exists():
+        array = _decode(dataset, shape)
+        try:
+            _write(path, array) if array is not None else _touch(unfit)
+        except OSError as error:
+            _log.warning("decoded samples are not kept for the next run: %s (set MMSSL_CACHE to another folder)", error)
+            return dataset if array is None else Kept(dataset, array)
+    return dataset if unfit.exists() else Kept(dataset, np.load(path, mmap_mode="r"))
+
+
+def _shape(dataset: Dataset) -> tuple[int, ...] | None:
+    """The shape that a few samples from all over the data set have in common."""
+    shapes = set()
+    for i in np.unique(np.linspace(0, len(dataset) - 1, 16).astype(int)):
+        try:
+            sample = dataset.read(int(i))
+        except (ValueError, OSError):
+            return None
+        if not isinstance(sample, Tensor) or sample.dtype != torch.uint8:
+            return None
+        shapes.add(tuple(sample.shape))
+    return shapes.pop() if len(shapes) == 1 else None
+
+
+def _decode(dataset: Dataset, shape: tuple[int, ...]) -> np.ndarray | None:
+    """All samples, or None where one is unreadable or of another shape."""
+    array = np.empty((len(dataset), *shape), dtype=np.uint8)
+    _log.info("decoding %d samples once, to keep them in %s", len(dataset), cache_folder())
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+        for start in range(0, len(dataset), _CHUNK):
+            places = range(start, min(start + _CHUNK, len(dataset)))
+            try:
+                for i, sample in zip(places, pool.map(dataset.read, places), strict=True):
+                    if tuple(sample.shape) != shape:
+                        return None
+                    array[i] = sample.numpy()
+            except (ValueError, OSError):
+                return None
+    return array
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, array)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
