@@ -141,7 +141,9 @@ def _other_data(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
     wrong = [o for o in overrides if o.split("=")[0].split(".")[0] not in ("data", "evaluation")]
     if wrong:
-        raise ConfigError(f"{wrong[0]!r}: `evaluate` of a run takes data=..., data.* and evaluation.*, nothing of its past")
+        raise ConfigError(
+            f"{wrong[0]!r}: `evaluate` of a run takes data=..., data.* and evaluation.*, nothing of its past"
+        )
     if not any(o.startswith("data=") for o in overrides):
         merged = resolve(str(CONF / "empty.yaml"), [f"modality={tree['modality']}", *overrides])
         keys = [o.partition("=")[0].split(".", 1) for o in overrides]
@@ -150,7 +152,10 @@ def _other_data(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         return tree
     size = tree["data"].get("size")
     other = resolve(str(CONF / "empty.yaml"), [f"modality={tree['modality']}", f"data.size={size}", *overrides])
-    return tree | {"data": other["data"] | {"view": tree["data"]["view"], "size": size}, "evaluation": other["evaluation"]}
+    return tree | {
+        "data": other["data"] | {"view": tree["data"]["view"], "size": size},
+        "evaluation": other["evaluation"],
+    }
 
 
 def _get(tree: dict[str, Any], path: str) -> Any:
@@ -166,7 +171,9 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[last] = value
 
 
-def _keep(source: str, loaded: Any, tree: dict[str, Any], overrides: list[str], scores: dict[str, Any]) -> dict[str, Any]:
+def _keep(
+    source: str, loaded: Any, tree: dict[str, Any], overrides: list[str], scores: dict[str, Any]
+) -> dict[str, Any]:
     """Adds scores to the run they belong to; those of a file or a foreign encoder get a directory of their own."""
     from mmssl.run import directory
 

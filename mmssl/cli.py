@@ -77,7 +77,9 @@ def split(rest: list[str], what: str) -> tuple[str | None, list[str]]:
 def needed(word: str | None, what: str, verb: str) -> str:
     """The word, or an error that says what is missing."""
     if word is None:
-        raise Usage(f"`mmssl {verb}` needs a {what}; `mmssl {'list recipes' if what == 'recipe' else 'runs'}` shows what there is")
+        raise Usage(
+            f"`mmssl {verb}` needs a {what}; `mmssl {'list recipes' if what == 'recipe' else 'runs'}` shows what there is"
+        )
     return word
 
 
@@ -115,7 +117,9 @@ def _told(run: Any) -> str:
     health = summary["health"]
     lines = [f"\n{summary['recipe']}: {summary['status']} after {summary['steps']} steps in {summary['wall_s']:.0f} s"]
     if summary["train"]["loss"] is not None:
-        lines.append(f"loss {summary['train']['first_loss']:.4f} -> {summary['train']['loss']:.4f}, health: {health['verdict']}")
+        lines.append(
+            f"loss {summary['train']['first_loss']:.4f} -> {summary['train']['loss']:.4f}, health: {health['verdict']}"
+        )
     lines += [f"  {cause} {remedy}" for cause, remedy in zip(health["causes"], health["remedies"], strict=True)]
     if summary["eval"]:
         lines += ["", table(summary["eval"])]

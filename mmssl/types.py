@@ -1,4 +1,4 @@
-"""What flows through a training step: views, tokens and masks. Imports torch only.
+"""What flows through a training step: views, tokens and (from masks.py) masks. Imports torch only.
 
 Letters in shapes: b samples, r mask rows (r = b, or m rows per sample), n tokens, t tokens asked for, k target blocks,
 d width, v raw values of a token, p coordinates.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mmssl.masks import Mask as Mask
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,9 @@ def concat(parts: list[Tokens]) -> Tokens:
         values = [getattr(part, name) for part in parts]
         if all(value is None for value in values):
             return None
-        full = [torch.ones_like(p.index, dtype=torch.bool) if v is None else v for p, v in zip(parts, values, strict=True)]
+        full = [
+            torch.ones_like(p.index, dtype=torch.bool) if v is None else v for p, v in zip(parts, values, strict=True)
+        ]
         return torch.cat(full, 1)
 
     width = max(part.raw.shape[-1] for part in parts)
@@ -269,68 +272,3 @@ def concat(parts: list[Tokens]) -> Tokens:
         stream=torch.cat([torch.full_like(part.index, i) for i, part in enumerate(parts)], 1),
         grid=(total,),
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Where tokens (or edges) are hidden. Several masks per sample are several rows.
-
-    Args:
-        visible: what the encoder may see, (r, n) bool.
-        targets: what is asked for, (r, k, n) bool: k = 1 for a masked autoencoder, 4 blocks for I-JEPA.
-        row: the sample each row belongs to, (r,) int64; None where there is one mask per sample, in order.
-        visible_count: number of visible tokens of every row, a plain int where the masker knows it: dropping tokens is
-            then one gather, without waiting for the device.
-        target_count: number of tokens of every target block, likewise.
-        loss: the set a loss is taken over where it is not `targets`, (r, k, n) bool.
-        source: for elements whose value is replaced by that of another element, its flat place, (r, n) int64; -1
-            elsewhere (GraphMAE's noise nodes, VIME's swapped cells).
-    """
-
-    visible: Tensor
-    targets: Tensor
-    row: Tensor | None = None
-    visible_count: int | None = None
-    target_count: int | None = None
-    loss: Tensor | None = None
-    source: Tensor | None = None
-
-    @property
-    def hidden(self) -> Tensor:
-        """What the encoder may not see, (r, n) bool."""
-        return ~self.visible
-
-    def invert(self) -> Mask:
-        """The complement: visible and hidden change places; what was visible is asked for."""
-        n = self.visible.shape[1]
-        count = None if self.visible_count is None else n - self.visible_count
-        return Mask(~self.visible, self.visible.unsqueeze(1), self.row, count, self.visible_count)
-
-    @cached_property
-    def visible_index(self) -> tuple[Tensor, Tensor | None]:
-        """Places of the visible tokens in ascending order, (r, s) int64, and which of them are padding's opposite."""
-        return places(self.visible, self.visible_count)
-
-    @cached_property
-    def target_index(self) -> tuple[Tensor, Tensor | None]:
-        """Places of the target tokens in ascending order, (r, k, t) int64, and their validity."""
-        return places(self.targets, self.target_count)
-
-
-def places(flags: Tensor, count: int | None) -> tuple[Tensor, Tensor | None]:
-    """Indices of the True entries of the last axis, ascending, padded to the longest row.
-
-    Args:
-        flags: (..., n) bool.
-        count: number of True in every row where it is known; else the device is asked and rows are padded.
-
-    Returns:
-        index (..., count) int64 and valid (..., count) bool, None where no row is padded.
-    """
-    order = torch.argsort(flags.to(torch.uint8), dim=-1, descending=True, stable=True)
-    if count is not None:
-        return order[..., :count], None
-    per_row = flags.sum(-1)
-    longest = int(per_row.max())
-    valid = torch.arange(longest, device=flags.device) < per_row.unsqueeze(-1)
-    return order[..., :longest], None if bool(valid.all()) else valid

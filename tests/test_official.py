@@ -145,7 +145,9 @@ def test_parameter_counts_equal_the_official_models():
     sizes = {"dim": 768, "depth": 12, "heads": 12}
     cases = {
         "mae": tree(VIT | sizes, DECODER | {"dim": 512, "depth": 8, "heads": 16}, "drop", "mse", True),
-        "crossmae": tree(VIT | sizes | {"final_norm": False}, CROSS | {"dim": 512, "depth": 12, "heads": 16}, "drop", "mse", True),
+        "crossmae": tree(
+            VIT | sizes | {"final_norm": False}, CROSS | {"dim": 512, "depth": 12, "heads": 16}, "drop", "mse", True
+        ),
         "simmim": tree(BEIT | sizes, {"_target_": "predictor/linear"}, "token", "l1", False),
     }
     for key, config in cases.items():

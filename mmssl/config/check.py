@@ -81,7 +81,9 @@ def locate(path: str, where: str = "") -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}: cannot import {path!r} ({error}); registered parts are written kind/name") from error
+        raise ConfigError(
+            f"{where}: cannot import {path!r} ({error}); registered parts are written kind/name"
+        ) from error
 
 
 def _check_arguments(
@@ -112,7 +114,7 @@ def _check_value(value: Any, argument: Argument, where: str, name: str) -> None:
     if not all(word in _TYPES or word == "None" for word in words):
         return
     allowed = tuple(kind for word in words for kind in _TYPES.get(word, ()))
-    if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
+    if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
         hint = f" ({_default(argument)} by default)" if argument.default is not None else ""
         raise ConfigError(f"{where}: {name} wants {argument.annotation}{hint}, got {value!r}")
 

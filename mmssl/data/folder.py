@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mmssl.data.source import SPLITS, Adapter, Dataset, Files, find_root, hold_out
-from mmssl.registry import register
+from mmssl.registry import register, suggest
 
 
 @register("source/folder")
@@ -30,9 +30,7 @@ class Folder:
         labels: false takes subfolders as mere order, true refuses data without classes, null finds out.
     """
 
-    def __init__(
-        self, adapter: Adapter, *, root: str, test_share: float = 0.1, labels: bool | None = None
-    ) -> None:
+    def __init__(self, adapter: Adapter, *, root: str, test_share: float = 0.1, labels: bool | None = None) -> None:
         self.adapter, self.root, self.test_share, self.labels = adapter, root, test_share, labels
 
     def splits(self) -> dict[str, Dataset]:
@@ -45,16 +43,79 @@ class Folder:
         if not root.is_dir():
             raise ValueError(f"data.root={self.root} is a file, not a folder; for a table of files use data=manifest")
         by_split = _by_split(_scan(root, self.adapter), root)
-        classes = None if self.labels is False else _classes(by_split["train"])
+        classes = None if self.labels is False else _classes(by_split["train"][1])
         if self.labels and classes is None:
             raise ValueError(
                 f"data.source.labels=true, but {root} has no class folders: every file has to lie in a subfolder named "
-                "by its class, and there have to be at least two; unlabelled data need no labels, leave the key away"
+                "by its class, and there have to be at least two; for unlabelled data leave the key away"
             )
-        splits = {split: self._dataset(root, split, names, classes) for split, names in by_split.items()}
+        splits: dict[str, Dataset] = {
+            split: Files(self.adapter, folder, names, *_labelled(names, classes, split))
+            for split, (folder, names) in by_split.items()
+        }
         return hold_out(splits["train"], self.test_share) if set(splits) == {"train"} else splits
 
-    def _dataset(self, root: Path, split: str, names: list[str], classes: list[str] | None) -> Dataset:
-        inner = "" if all(name in names for name in ()) else ""
-        del inner
-        return _files(self.adapter, root, split, names, classes)
+
+def _scan(root: Path, adapter: Adapter) -> list[str]:
+    """Paths of the modality's files relative to the root, sorted.
+
+    Raises:
+        ValueError: where there is none, with what was found instead.
+    """
+    found, other, seen = [], Counter[str](), set[str]()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        inner[:] = [] if real in seen else sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
+        if real in seen:  # a link back into the tree
+            continue
+        seen.add(real)
+        for name in files:
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(adapter.extensions):
+                found.append((Path(folder) / name).relative_to(root).as_posix())
+            else:
+                other[Path(name).suffix.lower() or "no extension"] += 1
+    if found:
+        return sorted(found)
+    instead = ", ".join(f"{count} {kind}" for kind, count in other.most_common(5)) or "no files at all"
+    table = {".parquet", ".csv", ".tsv"} & set(other)
+    remedy = "use data=manifest for tables" if table else "check data.root and modality"
+    raise ValueError(
+        f"data.root={root} holds no {adapter.name} files: looked in it and below it for "
+        f"{', '.join(adapter.extensions)}, found {instead}; {remedy}"
+    )
+
+
+def _by_split(names: list[str], root: Path) -> dict[str, tuple[Path, list[str]]]:
+    """The folder of each split and the names relative to it; all is train where there are no split folders."""
+    tops = {name.split("/")[0] if "/" in name else "" for name in names}
+    if not tops <= set(SPLITS) or "train" not in {SPLITS[top] for top in tops}:
+        return {"train": (root, names)}
+    if len({SPLITS[top] for top in tops}) < len(tops):
+        raise ValueError(f"data.root={root} has two folders for the same split: {', '.join(sorted(tops))}; keep one")
+    return {
+        SPLITS[top]: (root / top, [name[len(top) + 1 :] for name in names if name.startswith(f"{top}/")])
+        for top in sorted(tops)
+    }
+
+
+def _classes(names: list[str]) -> list[str] | None:
+    """Names of the class folders, sorted; None where files lie flat or in one folder only."""
+    tops = {name.split("/")[0] if "/" in name else "" for name in names}
+    return sorted(tops) if len(tops) > 1 and "" not in tops else None
+
+
+def _labelled(names: list[str], classes: list[str] | None, split: str) -> tuple[torch.Tensor | None, list[str] | None]:
+    """Labels of files by their class folder, and the classes; None where the split lies flat."""
+    if classes is None or any("/" not in name for name in names):
+        return None, None
+    code = {name: i for i, name in enumerate(classes)}
+    tops = [name.split("/")[0] for name in names]
+    unknown = sorted(set(tops) - set(code))
+    if unknown:
+        raise ValueError(
+            f"data.root: the {split} split has the class {unknown[0]!r}, which the train split has not"
+            f"{suggest(unknown[0], classes)}; name the folders alike, or set data.source.labels=false"
+        )
+    return torch.tensor([code[top] for top in tops]), classes

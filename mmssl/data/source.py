@@ -229,8 +229,8 @@ def find_root(root: str | Path) -> Path:
     path = Path(root).expanduser()
     if path.exists():
         return path
-    parent = next(folder for folder in [*path.parents, Path(".")] if folder.is_dir())
-    missing = path.relative_to(parent).parts[0] if parent in path.parents else path.name
+    parent = next(folder for folder in path.parents if folder.is_dir())
+    missing = path.relative_to(parent).parts[0]
     near = suggest(missing, [entry.name for entry in parent.iterdir() if not entry.name.startswith(".")])
     raise ValueError(f"data.root={root}: {parent.resolve()} has no {missing!r}{near}")
 

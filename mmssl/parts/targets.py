@@ -82,9 +82,7 @@ class Frozen(nn.Module):
         normalize: whether each target is standardised over its features by a LayerNorm without weights.
     """
 
-    def __init__(
-        self, plan: Plan, look: str, *, network: Callable[..., nn.Module], normalize: bool = False
-    ) -> None:
+    def __init__(self, plan: Plan, look: str, *, network: Callable[..., nn.Module], normalize: bool = False) -> None:
         super().__init__()
         made = network(plan.specs[look])
         self.dim, self.normalize = made.dim, normalize

@@ -12,7 +12,6 @@ from mmssl.report.figures import curves
 from mmssl.report.markup import Markup, join, replace_file, slug, tag
 from mmssl.report.reading import Run, read
 
-
 CSS, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
 
 

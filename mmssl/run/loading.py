@@ -81,7 +81,9 @@ def load(path: str | Path, trust: bool = False) -> Loaded:
         network.load_state_dict(state)
     except RuntimeError as error:
         lines = str(error).splitlines()
-        raise ConfigError(f"{file} does not hold the encoder its configuration describes: {' '.join(lines[1:4])}") from error
+        raise ConfigError(
+            f"{file} does not hold the encoder its configuration describes: {' '.join(lines[1:4])}"
+        ) from error
     return Loaded(network.eval(), tree, facts, file, tree["keep"])
 
 
@@ -113,9 +115,7 @@ def run_network(spec: TokenSpec, *, path: str) -> nn.Module:
 
 
 @register("network/timm")
-def timm_network(
-    spec: TokenSpec, *, name: str, pretrained: bool = True, weights: str | None = None
-) -> nn.Module:
+def timm_network(spec: TokenSpec, *, name: str, pretrained: bool = True, weights: str | None = None) -> nn.Module:
     """A frozen timm vision transformer, for `target/frozen`: its own normalisation, the student's grid.
 
     Args:
@@ -131,7 +131,9 @@ def timm_network(
     from mmssl.parts.encoders.timm import build as encoder
 
     if not pretrained and weights is None:
-        warnings.warn(f"network/timm: {name} has random weights, so it teaches nothing; give weights=FILE", stacklevel=2)
+        warnings.warn(
+            f"network/timm: {name} has random weights, so it teaches nothing; give weights=FILE", stacklevel=2
+        )
     assert spec.grid is not None and spec.cell is not None
     known = timm.get_pretrained_cfg(name)
     size = [side * cell for side, cell in zip(spec.grid, spec.cell, strict=True)]

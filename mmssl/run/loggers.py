@@ -9,7 +9,14 @@ from mmssl.registry import register
 
 
 @register("logger/wandb")
-def wandb(run: Path, *, project: str = "mmssl", offline: bool = False, entity: str | None = None, tags: list[str] | None = None) -> Any:
+def wandb(
+    run: Path,
+    *,
+    project: str = "mmssl",
+    offline: bool = False,
+    entity: str | None = None,
+    tags: list[str] | None = None,
+) -> Any:
     """Weights & Biases; `offline: true` needs no account and no network.
 
     Args:
@@ -22,7 +29,13 @@ def wandb(run: Path, *, project: str = "mmssl", offline: bool = False, entity: s
     from lightning.pytorch.loggers import WandbLogger
 
     return WandbLogger(
-        name="/".join(run.parts[-3:]), id=run.name, project=project, offline=offline, entity=entity, tags=tags, save_dir=run
+        name="/".join(run.parts[-3:]),
+        id=run.name,
+        project=project,
+        offline=offline,
+        entity=entity,
+        tags=tags,
+        save_dir=run,
     )
 
 
@@ -38,4 +51,6 @@ def tensorboard(run: Path) -> Any:
     try:
         return TensorBoardLogger(save_dir=run, name="", version="tensorboard")
     except ModuleNotFoundError as error:
-        raise ValueError("logger=tensorboard needs the package tensorboard: pip install 'mmssl[tensorboard]'") from error
+        raise ValueError(
+            "logger=tensorboard needs the package tensorboard: pip install 'mmssl[tensorboard]'"
+        ) from error

@@ -51,7 +51,9 @@ def reconstructions(folder: Path, tree: Mapping[str, Any], data: Any, module: An
         grid = look.tokens.grid
         shown = restore(look.tokens.raw * look.mask.visible.unsqueeze(-1), grid)
         made = restore(filled(look.tokens, query, term.target.restore(query, prediction.float())), grid)
-        rows = [[adapter.picture(image) for image in images] for images in (restore(look.tokens.raw, grid), shown, made)]
+        rows = [
+            [adapter.picture(image) for image in images] for images in (restore(look.tokens.raw, grid), shown, made)
+        ]
         sheet = pictures.reconstruction_sheet(*(np.stack(row) for row in rows))
         pictures.save_png(sheet, folder / "reconstructions.png")
         hidden = float(look.mask.hidden.float().mean())
@@ -80,9 +82,7 @@ def neighbours(
     labels = None
     if classes is not None and (y >= 0).all():
         labels = [[classes[y[q]], *(classes[y[i]] for i in row)] for q, row in zip(queries, near, strict=True)]
-    sheet = pictures.neighbour_sheet(
-        [picture(q) for q in queries], [[picture(i) for i in row] for row in near], labels
-    )
+    sheet = pictures.neighbour_sheet([picture(q) for q in queries], [[picture(i) for i in row] for row in near], labels)
     pictures.save_png(sheet, folder / "neighbours.png")
     note(
         folder, "neighbours", "Nearest neighbours",

@@ -84,7 +84,9 @@ def _record(run: Path, tree: dict[str, Any], facts: dict[str, Any], command: lis
 class _Recorder:
     """Runs the trainer and keeps summary.json true at every moment."""
 
-    def __init__(self, run: Path, tree: dict[str, Any], data: Any, module: Any, settings: Any, extra: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Path, tree: dict[str, Any], data: Any, module: Any, settings: Any, extra: dict[str, Any]
+    ) -> None:
         self.run, self.tree, self.data, self.module, self.settings = run, tree, data, module, settings
         self.online = scoring.online(tree, data, module.steps)
         self.metrics = Metrics(run, settings.log_every, module.batch_size, self.online)
@@ -146,8 +148,7 @@ class _Recorder:
             "planned_steps": self.module.steps,
             "wall_s": round(time.perf_counter() - self.started, 1),
             "train": {"loss": self.metrics.last, "first_loss": self.metrics.first},
-            "throughput": self.metrics.throughput()
-            | {"mfu": None, "peak_mem_mb": peak_memory()},
+            "throughput": self.metrics.throughput() | {"mfu": None, "peak_mem_mb": peak_memory()},
             "eval": self.scores,
             "health": scoring.health(self.metrics.history, self.online, self.module, status),
             "skipped": {"count": len(self.data.skipped), "files": list(self.data.skipped)[:1000]},
@@ -176,7 +177,12 @@ def quiet() -> Iterator[None]:
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        for message in (".*does not have many workers.*", ".*`LightningModule.*", ".*dataloader.*bottleneck.*", ".*LeafSpec.*"):
+        for message in (
+            ".*does not have many workers.*",
+            ".*`LightningModule.*",
+            ".*dataloader.*bottleneck.*",
+            ".*LeafSpec.*",
+        ):
             warnings.filterwarnings("ignore", message=message)
         try:
             yield

@@ -41,7 +41,9 @@ class Image:
         try:
             sample = _decode(blob)
         except (RuntimeError, OSError, SyntaxError, EOFError) as error:
-            raise ValueError(f"not a readable image ({str(error).splitlines()[0] if str(error) else error!r})") from error
+            raise ValueError(
+                f"not a readable image ({str(error).splitlines()[0] if str(error) else error!r})"
+            ) from error
         return sample if channels is None else self.convert(sample, channels)
 
     def convert(self, sample: Tensor, channels: int) -> Tensor:

@@ -23,7 +23,9 @@ def key_mask(tokens: Tokens, prefix: int) -> Tensor | None:
     return torch.cat([ones, tokens.valid], 1)[:, None, None, :]
 
 
-def walk(blocks: nn.ModuleList, x: Tensor, taps: tuple[str, ...], **inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+def walk(
+    blocks: nn.ModuleList, x: Tensor, taps: tuple[str, ...], **inputs: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Runs blocks in turn and keeps the layers asked for: `embed`, `block.0`, `block.1`, ..."""
     inputs = {name: value for name, value in inputs.items() if value is not None}
     kept = {"embed": x} if "embed" in taps else {}

@@ -1,0 +1,1 @@
+"""How a table is understood: which files and columns it has, what labels and splits they hold."""
