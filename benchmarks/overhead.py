@@ -1,7 +1,7 @@
 """What the framework costs: `image/mae` through mmssl's module and Lightning's loop, against the same step by hand.
 
-Both use the same timm blocks, the same initial weights, the same batch and optimizer, and alternate step by step (A B A B)
-on the same threads. By hand means: no framework, the official dense decoder written out over all tokens.
+Both use the same timm blocks, the same initial weights, the same batch and optimizer, and alternate step by step
+(A B A B) on the same threads. By hand means: no framework, the official dense decoder written out over all tokens.
 
     python benchmarks/overhead.py [dim=384 depth=12 heads=6 batch=16 size=224 patch=16 steps=15]
 """

@@ -58,7 +58,7 @@ def build(recipe: str, overrides: list[str] | None = None) -> tuple[Any, Any]:
 
 
 def load(path: str | Path, trust: bool = False) -> Any:
-    """The encoder of a run or checkpoint: an nn.Module, raw batch of the modality in, `Tokens` out; `.pool()` gives (b, d).
+    """The encoder of a run or checkpoint: raw batch of the modality in, `Tokens` out; `.pool()` gives (b, d).
 
     Args:
         path: a run's directory or a checkpoint of ours.
@@ -192,7 +192,13 @@ def _keep(
     run = directory.create(directory.root(tree["run"]["root"]) / "evaluate" / stem)
     directory.write_config(run / "config.yaml", tree)
     summary = {
-        "verb": "evaluate", "schema": 1, "recipe": None, "encoder": source, "run": str(run), "status": "completed", "eval": named,
-    }  # fmt: skip
+        "verb": "evaluate",
+        "schema": 1,
+        "recipe": None,
+        "encoder": source,
+        "run": str(run),
+        "status": "completed",
+        "eval": named,
+    }
     directory.write_json(run / "summary.json", summary)
     return summary

@@ -11,15 +11,15 @@ from mmssl.registry import UnknownName, suggest
 
 HELP = """usage: mmssl VERB [RECIPE | RUN] [--json] [-m] [key=value ...]
 
-Train:     pretrain RECIPE [key=value ...]       for instance: mmssl pretrain image/mae data=sample
+Train:     pretrain RECIPE [key=value ...]       such as mmssl pretrain image/mae data=sample
            pretrain -m RECIPE,RECIPE key=a,b     a sweep over recipes and values
 Measure:   evaluate RUN | CKPT | timm:NAME [protocol=knn,linear] [data=...]
            bench RECIPE                          step time, samples/s, data wait, memory
-Look:      list [recipes | modalities | maskers | ... ]      doc PART      show RECIPE      preview RECIPE [out=FILE.png]
+Look:      list [recipes | modalities | maskers | ...]     doc PART     show RECIPE     preview RECIPE [out=FILE]
 Runs:      runs [DIR]                            report RUN ... [out=FILE.html]
 
---json prints exactly one object on standard output. Any argument of any part is a key: masker.ratio=0.6, encoder.dim=384.
-`mmssl list recipes` shows what can be trained, `mmssl doc masker/random` what a part takes."""
+--json prints exactly one object on standard output. Any argument of any part is a key: masker.ratio=0.6.
+`mmssl list recipes` shows what can be trained, `mmssl doc PART` what a part takes."""
 
 
 class Usage(ValueError):
@@ -77,9 +77,8 @@ def split(rest: list[str], what: str) -> tuple[str | None, list[str]]:
 def needed(word: str | None, what: str, verb: str) -> str:
     """The word, or an error that says what is missing."""
     if word is None:
-        raise Usage(
-            f"`mmssl {verb}` needs a {what}; `mmssl {'list recipes' if what == 'recipe' else 'runs'}` shows what there is"
-        )
+        shows = "list recipes" if what == "recipe" else "runs"
+        raise Usage(f"`mmssl {verb}` needs a {what}; `mmssl {shows}` shows what there is")
     return word
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,10 @@ class Draws:
         """The draws of some samples, or of one sample several times (use `named` to tell those apart)."""
         return Draws(self.keys[row])
 
+    def each(self) -> list[Draws]:
+        """The draws of every sample alone. Numbers are computed for all of them at once, when the first asks."""
+        return [_One(self, row) for row in range(len(self.keys))]
+
     def bits(self, *shape: int) -> Tensor:
         """Uniform 64-bit integers, (b, *shape) int64."""
         count = math.prod(shape)
@@ -89,6 +94,36 @@ class Draws:
     def order(self, n: int) -> Tensor:
         """A random permutation of n places per sample, (b, n) int64."""
         return torch.argsort(self.uniform(n), dim=1, stable=True)
+
+
+class _One(Draws):
+    """The draws of one sample of a batch; see `Draws.each`."""
+
+    def __init__(self, whole: Draws, row: int) -> None:
+        super().__init__(whole.keys[row : row + 1])
+        self._whole, self._row = whole, row
+        self._memo: dict[tuple[Any, ...], Any] = whole.__dict__.setdefault("memo", {})
+
+    def named(self, name: str) -> Draws:
+        """An independent stream of this sample."""
+        key = ("named", name)
+        if key not in self._memo:
+            self._memo[key] = self._whole.named(name).each()
+        return self._memo[key][self._row]
+
+    def bits(self, *shape: int) -> Tensor:
+        """Uniform 64-bit integers, (1, *shape) int64."""
+        key = ("bits", shape)
+        if key not in self._memo:
+            self._memo[key] = self._whole.bits(*shape)
+        return self._memo[key][self._row : self._row + 1]
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Uniform numbers in [low, high), (1, *shape) float32."""
+        key = ("uniform", shape, low, high)
+        if key not in self._memo:
+            self._memo[key] = self._whole.uniform(*shape, low=low, high=high)
+        return self._memo[key][self._row : self._row + 1]
 
 
 def shuffle(n: int, seed: int, epoch: int) -> Tensor:

@@ -119,11 +119,11 @@ class Files:
 
     def fingerprint(self) -> str:
         """Digest of names and sizes."""
-        return digest(f"{name}:{_stat(self.folder / name)[0]}" for name in map(self.name, range(len(self))))
+        return digest(f"{name}:{stat(self.folder / name)[0]}" for name in map(self.name, range(len(self))))
 
     def cache_key(self) -> str:
         """Digest of the folder, names, sizes and times of change."""
-        files = (f"{name}:{_stat(self.folder / name)}" for name in map(self.name, range(len(self))))
+        files = (f"{name}:{stat(self.folder / name)}" for name in map(self.name, range(len(self))))
         return digest([self.adapter.name, str(self.folder.resolve()), *files])
 
 
@@ -259,7 +259,7 @@ def digest_file(path: Path, whole: int = 1 << 28) -> str:
         return digest([str(size), head, file.read()])
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def stat(path: Path) -> tuple[int, int]:
     """Size and time of change; -1 where the file is not there."""
     try:
         stat = path.stat()

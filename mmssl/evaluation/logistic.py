@@ -76,8 +76,8 @@ class Logistic:
         else:
             weight, bias = (self.axes.T @ start[0]) / scale, start[1].clone()
         solver = torch.optim.LBFGS(
-            [weight, bias], max_iter=max_iter, max_eval=4 * max_iter, tolerance_grad=tolerance, tolerance_change=torch.finfo(self.x.dtype).eps / 10,
-            history_size=20, line_search_fn="strong_wolfe",
+            [weight, bias], max_iter=max_iter, max_eval=4 * max_iter, history_size=20, line_search_fn="strong_wolfe",
+            tolerance_grad=tolerance, tolerance_change=torch.finfo(self.x.dtype).eps / 10,
         )  # fmt: skip
 
         def closure() -> Tensor:

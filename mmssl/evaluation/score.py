@@ -68,14 +68,8 @@ def evaluate(
     """
 
     def both(network: nn.Module) -> Pair:
-        parts = (embed(network, train_batches(), pool).labelled(), embed(network, test_batches(), pool).labelled())
-        for split, part in zip(("train", "test"), parts, strict=True):
-            if len(part) == 0:
-                raise NoLabels(
-                    f"protocol: the {split} split of the data has no labels, which {', '.join(protocols)} need. Give "
-                    "the data labels, or rely on the label-free monitors (rankme, feature_std, uniformity)."
-                )
-        return parts
+        train, test = embed(network, train_batches(), pool), embed(network, test_batches(), pool)
+        return _labelled(train, "train", protocols), _labelled(test, "test", protocols)
 
     progress("evaluate: features of the encoder")
     train, test = both(encoder)
@@ -92,6 +86,17 @@ def evaluate(
     _baseline(block, "random_init", lambda: _random(fresh, both, protocols, seeds, device, progress))
     _baseline(block, "raw_input", lambda: _raw(baselines, protocols, progress))
     return block
+
+
+def _labelled(features: Features, split: str, protocols: Mapping[str, Probe]) -> Features:
+    """The rows with a label, of which there has to be one."""
+    features = features.labelled()
+    if len(features) == 0:
+        raise NoLabels(
+            f"protocol: the {split} split of the data has no labels, which {', '.join(protocols)} need. Give the data "
+            "labels, or rely on the label-free monitors (rankme, feature_std, uniformity)."
+        )
+    return features
 
 
 def _baseline(block: dict[str, dict[str, Any]], name: str, scores: Callable[[], dict[str, list[Score]]]) -> None:

@@ -16,9 +16,10 @@ from mmssl.report.markup import Markup, number, tag
 COLOURS = 8
 """How many colours there are; a further series takes the first again, with another dash."""
 
-LETTER = 6.1
-"""Mean width of a letter at the labels' 11 units."""
+LETTER = 6.6
+"""Mean width of a letter at the labels' 12 units."""
 
+_RIGHT = 18  # room for half of the last label
 _DASHES = (None, "6 3", "2 3", "8 3 2 3")
 
 
@@ -152,13 +153,14 @@ def line_chart(
         return tag("p", "Nothing to draw: no finite value was measured.", class_="none")
     log_y = log_y and min(ys) > 0
     legend, top = _legend([name for name, _, _ in thin], width) if len(thin) > 1 else (None, 0)
+    y_title = " ".join(filter(None, (y_title, "(log scale)" if log_y else "")))
     top += 22 if y_title else 10
     bottom = top + height - 56
     y_axis = axis_of(ys, bottom, top, log_y)
     y_ticks = y_axis.ticks(5)
     left = 14 + LETTER * max((len(label) for label in labels_of(y_ticks)), default=1)
     span = (min(xs), max(xs))
-    x_axis = Axis(*(span if span[1] > span[0] else (span[0] - 1, span[0] + 1)), left, width - 12)
+    x_axis = Axis(*(span if span[1] > span[0] else (span[0] - 1, span[0] + 1)), left, width - _RIGHT)
     curves = [_curve(i, name, x, y, x_axis, y_axis) for i, (name, x, y) in enumerate(thin)]
     said = f"{title}: " + "; ".join(_said(name, y) for name, _, y in thin)
     return tag(
@@ -166,12 +168,12 @@ def line_chart(
         tag("title", title),
         tag("desc", said),
         legend,
-        tag("text", y_title + (" (log scale)" if log_y else ""), x=left, y=top - 9, class_="axis") if y_title else None,
+        tag("text", y_title, x=left, y=top - 9, class_="axis") if y_title else None,
         _grid(x_axis, y_axis, y_ticks, x_title, bottom, width),
         *curves,
         tag("g", tag("line", y1=top, y2=bottom, x1=0, x2=0), class_="cursor", visibility="hidden"),
         xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {bottom + 42:.0f}", class_="chart", role="img",
-        aria_label=said, data_left=f"{left:.1f}", data_right=width - 12, data_low=repr(x_axis.low),
+        aria_label=said, data_left=f"{left:.1f}", data_right=width - _RIGHT, data_low=repr(x_axis.low),
         data_high=repr(x_axis.high), data_x_title=x_title,
     )  # fmt: skip
 
@@ -189,7 +191,7 @@ def _grid(x_axis: Axis, y_axis: Axis, y_ticks: list[float], x_title: str, bottom
     parts: list[Markup] = []
     for value, label in zip(y_ticks, labels_of(y_ticks), strict=True):
         y = f"{y_axis(value):.1f}"
-        parts.append(tag("line", x1=f"{x_axis.start:.1f}", x2=width - 12, y1=y, y2=y, class_="rule"))
+        parts.append(tag("line", x1=f"{x_axis.start:.1f}", x2=width - _RIGHT, y1=y, y2=y, class_="rule"))
         parts.append(tag("text", label, x=f"{x_axis.start - 7:.1f}", y=y, dy="0.35em", text_anchor="end"))
     values = x_axis.ticks(max(2, width // 90))
     for value, label in zip(values, labels_of(values), strict=True):
@@ -198,7 +200,7 @@ def _grid(x_axis: Axis, y_axis: Axis, y_ticks: list[float], x_title: str, bottom
         half = LETTER * len(label) / 2
         x = min(max(x, half + 2), width - half - 2)
         parts.append(tag("text", label, x=f"{x:.1f}", y=bottom + 18, text_anchor="middle"))
-    parts.append(tag("line", x1=f"{x_axis.start:.1f}", x2=width - 12, y1=bottom, y2=bottom, class_="base"))
+    parts.append(tag("line", x1=f"{x_axis.start:.1f}", x2=width - _RIGHT, y1=bottom, y2=bottom, class_="base"))
     middle = (x_axis.start + x_axis.stop) / 2
     parts.append(tag("text", x_title, x=f"{middle:.1f}", y=bottom + 36, text_anchor="middle", class_="axis"))
     return tag("g", *parts, class_="frame", aria_hidden="true")
@@ -230,7 +232,7 @@ def _legend(names: Sequence[str], width: int) -> tuple[Markup, int]:
     parts, x, y = [], 2.0, 12
     for i, name in enumerate(names):
         short = name if len(name) <= 34 else name[:16] + "…" + name[-17:]
-        needs = 24 + LETTER * len(short) + 12
+        needs = 24 + 1.06 * LETTER * len(short) + 14
         if x > 2 and x + needs > width:
             x, y = 2.0, y + 18
         line = tag("path", d=f"M{x:.1f} {y - 4}h16", stroke_dasharray=_DASHES[i // COLOURS % len(_DASHES)])

@@ -37,7 +37,7 @@ def _scores(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     cells = [{score.protocol: score for score in run.scores} for run in runs]
     head = ("run", "status", "health", "steps", "wall time", "loss", *protocols)
     rows = [_row(name, run, own, protocols) for name, run, own in zip(names, runs, cells, strict=True)]
-    caption = "Values with 95 % intervals. Where two intervals overlap, the runs cannot be told apart."
+    caption = "Values with 95 % intervals. Intervals that overlap are no evidence of a difference."
     table = tag(
         "table",
         tag("caption", caption),
@@ -50,9 +50,23 @@ def _scores(runs: Sequence[Run], names: Sequence[str]) -> Markup:
         none,
         _same_data(runs),
         tag("div", scores.scrolling(table, "Runs and scores"), class_="card"),
+        _causes(runs, names),
         tag("h3", "Scores and their baselines") if plots else None,
         tag("div", *plots, class_="pair") if plots else None,
     )
+
+
+def _causes(runs: Sequence[Run], names: Sequence[str]) -> Markup | None:
+    """What is wrong with runs that are not healthy, and the remedies."""
+    found = [
+        (name, run.health.get("verdict"), sections.findings(run.health)) for name, run in zip(names, runs, strict=True)
+    ]
+    items = [
+        tag("li", tag("span", name, class_="mark"), f" ({verdict}): {sections.finding(*pair)}")
+        for name, verdict, pairs in found
+        for pair in pairs
+    ]
+    return join(tag("h3", "Health"), tag("ul", *items, class_="words")) if items else None
 
 
 def _row(name: str, run: Run, own: dict[str, Score], protocols: Sequence[str]) -> Markup:
@@ -86,7 +100,7 @@ def _plot(protocol: str, names: Sequence[str], found: Sequence[Score | None]) ->
         if score and score.value is not None
     ]
     metric = next((score.metric for score in found if score), "score")
-    drawn = interval_plot(groups, f"{protocol}: {metric} of each run with 95 % intervals", metric, width=460)
+    drawn = interval_plot(groups, f"{protocol}: {metric} of each run with 95 % intervals", metric, width=420)
     return tag("figure", tag("figcaption", tag("strong", protocol)), drawn, class_="card")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MOST_POINTS = 2000
 """Points beyond this are thinned evenly: more would hide each other."""
 
-_WIDTH, _SIDE = 760, 520
+_WIDTH, _SIDE = 420, 340
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
 _DARK = ("#56b4e9", "#f0803c", "#2fc79b", "#dd9fc4", "#e69f00", "#2f8fd0", "#b0b0b0")
 # Shapes of about equal area around (0, 0); after seven colours the next shape begins, so 28 classes are told apart.

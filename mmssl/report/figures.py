@@ -100,17 +100,17 @@ def _lines(columns: Iterable[Column]) -> list[Series]:
 def _card(title: str, note: str, lines: Sequence[Series], wide: bool) -> Markup:
     finite = [value for line in lines for value in line.y if math.isfinite(value)]
     log = bool(finite) and min(finite) > 0 and max(finite) / min(finite) >= 30
-    scale = "log scale" if log else ""
     if wide:
         drawn = join(
-            tag("div", line_chart(lines, title, y_title=scale, log_y=log, width=1120, height=320), class_="wide"),
-            tag("div", line_chart(lines, title, y_title=scale, log_y=log, width=340, height=250), class_="narrow"),
+            tag("div", line_chart(lines, title, log_y=log, width=1120, height=320), class_="wide"),
+            tag("div", line_chart(lines, title, log_y=log, width=340, height=250), class_="narrow"),
         )
     else:
-        drawn = line_chart(lines, title, y_title=scale, log_y=log, width=340, height=210)
+        drawn = line_chart(lines, title, log_y=log, width=340, height=210)
     notes = " ".join(part for part in (note, _gaps(lines)) if part)
-    caption = tag("figcaption", tag("strong", title), tag("span", notes) if notes else None)
-    return tag("figure", caption, drawn, _numbers(title, lines), class_="card full" if wide else "card")
+    head = tag("h3", title)
+    caption = tag("figcaption", tag("span", notes)) if notes else None
+    return tag("figure", head, drawn, caption, _numbers(title, lines), class_="card full" if wide else "card")
 
 
 def _gaps(lines: Sequence[Series]) -> str:

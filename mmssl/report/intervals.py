@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,20 @@ class Interval:
     value: float
     low: float | None = None
     high: float | None = None
+
+
+def rounded(value: float, span: tuple[float, float] | None) -> tuple[str, str]:
+    """A score and its interval as text, with as many decimals as two digits of the interval's width need.
+
+    >>> rounded(0.71123, (0.7021, 0.7203))
+    ('0.711', '0.702 to 0.720')
+    """
+    if span is None:
+        return number(value), "no interval"
+    width = span[1] - span[0]
+    digits = min(8, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 3
+    value_text, low, high = (f"{part:.{digits}f}".replace("-", "−") for part in (value, *span))
+    return value_text, f"{low} to {high}"
 
 
 def interval_plot(
@@ -44,7 +59,7 @@ def interval_plot(
         for row in group:
             y += 21
             parts.append(_row(row, order.index(row.name), axis, y, left))
-        y += 8
+        y += 12
     marks = axis.ticks(max(3, width // 90))
     grid = [tag("line", x1=f"{axis(v):.1f}", x2=f"{axis(v):.1f}", y1=26, y2=f"{y:.0f}", class_="rule") for v in marks]
     labels = [
@@ -63,8 +78,8 @@ def interval_plot(
 
 
 def _value(row: Interval) -> str:
-    span = "" if row.low is None or row.high is None else f" ({number(row.low)} to {number(row.high)})"
-    return f"{row.name} {number(row.value)}{span}"
+    value, span = rounded(row.value, None if row.low is None or row.high is None else (row.low, row.high))
+    return f"{row.name} {value} ({span})"
 
 
 def _row(row: Interval, colour: int, axis: Axis, y: float, left: float) -> Markup:

@@ -31,7 +31,7 @@ def join(*children: object) -> Markup:
     return Markup("".join(text(child) for child in children if child is not None))
 
 
-def tag(name: str, *children: object, **attributes: object) -> Markup:
+def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """One element.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SIDE = 112  # images are enlarged until their shorter side has about as many pixels
 _GAP = 8
-_LINE = 20  # height of a line of text
+_LINE = 22  # height of a line of text
 _SAME, _OTHER, _INK = (0, 114, 178), (213, 94, 0), (29, 33, 39)
 
 
@@ -177,10 +177,10 @@ def _frame(image: NDArray[np.uint8], colour: tuple[int, int, int], width: int = 
 
 def _titled(sheet: NDArray[np.uint8], titles: Sequence[str]) -> NDArray[np.uint8]:
     """The sheet beneath a line of column titles."""
-    head = np.full((_LINE, *sheet.shape[1:]), 255, np.uint8)
+    head = np.full((_LINE + 4, *sheet.shape[1:]), 255, np.uint8)
     step = (sheet.shape[1] - _GAP) // len(titles)
     for i, title in enumerate(titles):
-        _write(head, title, _GAP + i * step, 3, step - _GAP)
+        _write(head, title, _GAP + i * step, 4, step - _GAP)
     return np.concatenate([head, sheet])
 
 
@@ -188,11 +188,11 @@ def _write(sheet: NDArray[np.uint8], text: str, x: int, y: int, width: int) -> N
     """Writes a line of text into the array, cut with dots where it is wider than `width`."""
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(13)
+    font = ImageFont.load_default(15)
     short = text
     while short and font.getlength(short + ("" if short == text else "...")) > width:
         short = short[:-1]
     line = Image.new("RGB", (width, _LINE - 1), "white")
-    ImageDraw.Draw(line).text((0, 2), short if short == text else short + "...", fill=_INK, font=font)
+    ImageDraw.Draw(line).text((0, 1), short if short == text else short + "...", fill=_INK, font=font)
     room = sheet[y : y + _LINE - 1, x : x + width]
     room[:] = np.asarray(line)[: room.shape[0], : room.shape[1]]

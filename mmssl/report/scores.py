@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmssl.report.intervals import Interval, interval_plot
-from mmssl.report.markup import Markup, join, number, tag
+from mmssl.report.intervals import Interval, interval_plot, rounded
+from mmssl.report.markup import Markup, join, tag
 from mmssl.report.reading import BASELINES, Score
 
 _SIDE = {
@@ -50,7 +50,7 @@ def words(score: Score) -> str:
     for name, kind in found.items():
         verb = "overlaps that of" if kind == "overlaps" else f"lies {_SIDE[kind, score.higher_is_better]}"
         parts.append(f"{verb} {label(name)}")
-    end = ": an overlap shows no difference." if "overlaps" in kinds else "."
+    end = "; an overlap alone shows no difference." if "overlaps" in kinds else "."
     return "The interval " + " and ".join(parts) + end
 
 
@@ -62,9 +62,9 @@ def label(name: str) -> str:
 def cell(value: float | None, span: tuple[float, float] | None, why: str = "") -> Markup:
     """A table cell: the value, its interval beneath, or why there is none."""
     if value is None:
-        return tag("td", "–", tag("span", why, class_="span") if why else None)
-    below = f"{number(span[0])} to {number(span[1])}" if span else "no interval"
-    return tag("td", tag("b", number(value)), tag("span", below, class_="span"))
+        return tag("td", "–", tag("span", why, class_="why") if why else None)
+    shown, below = rounded(value, span)
+    return tag("td", tag("b", shown), tag("span", below, class_="span"))
 
 
 def section(scores: Sequence[Score], status: str) -> Markup:
@@ -107,7 +107,7 @@ def _plots(scores: Sequence[Score]) -> list[Markup]:
     for metric in dict.fromkeys(score.metric for score in scores):
         same = [score for score in scores if score.metric == metric and score.value is not None]
         groups = [(score.protocol, _rows(score)) for score in same]
-        plots.append(tag("figure", interval_plot(groups, f"{metric} with 95 % intervals", metric, width=460)))
+        plots.append(tag("figure", interval_plot(groups, f"{metric} with 95 % intervals", metric, width=420)))
     return plots
 
 

@@ -39,7 +39,7 @@ def verdict(run: Run) -> Markup:
     """The health verdict with its causes and what to do about each."""
     name = str(run.health.get("verdict") or "unknown")
     kind = _VERDICT.get(name, "unknown")
-    items = [tag("li", cause, f" Remedy: {remedy}" if remedy else None) for cause, remedy in findings(run.health)]
+    items = [tag("li", finding(*pair)) for pair in findings(run.health)]
     error = run.summary.get("error")
     return tag(
         "div",
@@ -49,6 +49,11 @@ def verdict(run: Run) -> Markup:
         tag("ul", *items) if items else None,
         class_=f"card verdict {kind}",
     )
+
+
+def finding(cause: str, remedy: str) -> str:
+    """A cause and its remedy, either of which may be empty, as a sentence each."""
+    return " ".join(part for part in (cause, f"Remedy: {remedy}" if remedy else "") if part)
 
 
 def findings(health: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -75,8 +80,10 @@ def _list(value: object) -> list[Any]:
 
 
 def _state(run: Run) -> str:
+    if not run.summary:
+        return "The run has not written its summary: it is still going on, or it was killed."
     return {
-        "running": "The run is not finished: this page shows what it had written so far.",
+        "running": "The run was not finished when this page was written: it shows what there was by then.",
         "stopped": "The run was stopped before its end; `mmssl resume` goes on from its last checkpoint.",
         "failed": "The run ended with an error; what it had written until then is shown.",
         "diverged": "Training ended because the loss was no longer usable.",
@@ -163,7 +170,7 @@ def pictures(run: Run) -> Markup:
     if not run.pictures:
         return tag("p", "This run has written no pictures (masks, reconstructions, neighbours).", class_="none")
     cards = [_picture(picture) for picture in run.pictures]
-    return tag("div", *cards, class_="pair")
+    return tag("div", *cards, class_="flow")
 
 
 def _picture(picture: Picture) -> Markup:
@@ -220,7 +227,7 @@ def settings(run: Run) -> Markup:
     )
     return join(
         tag("div", tag("h3", "Resolved configuration"), config),
-        tag("h3", "Environment"), _pairs(run.environment, "environment.json"),
+        tag("h3", "Environment"), _pairs({k: v for k, v in run.environment.items() if k != "command"}, "environment.json"),
         tag("h3", "Data"), _pairs({k: v for k, v in run.data.items() if k != "skipped"}, "data.json"),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import lightning
 import torch
 
 from mmssl.config import build
+from mmssl.nn.network import Network
 from mmssl.run.callbacks import Metrics
 from mmssl.run.trainer import lightning_trainer
 from mmssl.run.training import peak_memory, quiet
@@ -29,16 +30,16 @@ class _Phases(lightning.Callback):
             torch.cuda.synchronize()
         self._marks[name] = time.perf_counter()
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._mark("start")
 
-    def on_before_backward(self, *args: Any) -> None:
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         self._mark("forward")
 
-    def on_after_backward(self, *args: Any) -> None:
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         self._mark("backward")
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._mark("end")
         marks = self._marks
         self.rows.append(
@@ -73,7 +74,7 @@ def bench(tree: dict[str, Any], steps: int = 20, warmup: int = 3) -> dict[str, A
         lightning_trainer(settings, module.steps, [metrics, phases], []).fit(module, datamodule=data)
     timings, rows = metrics.timings[warmup:], phases.rows[warmup * settings.accumulate :]
     step, wait = (statistics.median(row[key] for row in timings) for key in ("step_ms", "data_ms"))
-    main = module.networks["main"]
+    main: Network = module.kept
     return {
         "recipe": tree["recipe"],
         "device": str(module.device) if not torch.cuda.is_available() else torch.cuda.get_device_name(),

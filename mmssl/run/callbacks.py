@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmssl.run.checkpoints import save
 from mmssl.run.directory import write
+from mmssl.types import View
 
 
 class Table:
@@ -78,7 +79,7 @@ class Metrics(lightning.Callback):
         self._mark = time.perf_counter()
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Everything since the last batch ended was waiting for data (or other callbacks, which subtract themselves)."""
+        """Everything since the clock was last set was waiting for data."""
         now = time.perf_counter()
         self._waited += now - self._mark
         self._mark = now
@@ -154,19 +155,21 @@ class Clock(lightning.Callback):
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
 
-    def on_train_start(self, *args: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Before the first batch is fetched."""
         self.metrics.resume()
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Before the next batch is fetched."""
         self.metrics.resume()
 
-    def on_train_epoch_end(self, *args: Any) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Before the next epoch."""
         self.metrics.resume()
 
-    def on_train_end(self, *args: Any) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """The last scores."""
         self.metrics.resume()
 
@@ -192,7 +195,7 @@ class Progress(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the bar; the loss shown is that of the last row of metrics.csv, so nothing waits for the device."""
+        """Moves the bar; its loss is that of the last row of metrics.csv, so nothing waits for the device."""
         if self.bar is None or trainer.global_step == self.bar.n:
             return
         if self.metrics.last is not None:
@@ -218,8 +221,8 @@ class Diverged(RuntimeError):
 class Guard(lightning.Callback):
     """Stops at the first loss that is NaN or infinite, keeps the last good checkpoint and saves the batch.
 
-    The loss of a step is looked at when the next has been queued, so that the device never idles for it; no checkpoint is
-    written before its loss was looked at.
+    The loss of a step is looked at when the next has been queued, so that the device never idles for it; no checkpoint
+    is written before its loss was looked at.
 
     Args:
         run: the run's directory; the batch goes to `offending_batch.pt`.
@@ -251,18 +254,19 @@ class Guard(lightning.Callback):
         if math.isfinite(float(loss)):
             return
         file = self.run / "offending_batch.pt"
-        views = {name: view.data for name, view in batch.items() if hasattr(view, "data") and hasattr(view, "modality")}
+        views = {name: view.data for name, view in batch.items() if isinstance(view, View)}
         plain = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name not in views}
         save(views | plain, file)
         raise Diverged(
-            f"The loss is {float(loss)} at step {step}. The batch is saved as {file}, and checkpoints/last.ckpt is from before. "
-            "Usual causes: a learning rate too high (halve optim.lr or optim.base_lr, or lengthen optim.schedule.warmup), "
-            "16-bit floats (trainer.precision=bf16-mixed or 32-true), or samples with values that are not finite."
+            f"The loss is {float(loss)} at step {step}. The batch is saved as {file}, and checkpoints/last.ckpt is "
+            "from before. Usual causes: a learning rate too high (halve optim.lr or optim.base_lr, or lengthen "
+            "optim.schedule.warmup), 16-bit floats (trainer.precision=bf16-mixed or 32-true), or samples with values "
+            "that are not finite."
         )
 
 
 class Checkpoint(lightning.Callback):
-    """Writes checkpoints/last.ckpt at the end of every epoch or every so many steps, whole, and only after a good loss.
+    """Writes checkpoints/last.ckpt, whole, by epochs or by steps, and only after a good loss.
 
     Args:
         run: the run's directory.
@@ -273,7 +277,7 @@ class Checkpoint(lightning.Callback):
 
     def __init__(self, run: Path, guard: Guard, every: int, extra: dict[str, Any]) -> None:
         self.path, self.guard, self.every, self.extra = run / "checkpoints" / "last.ckpt", guard, every, extra
-        self._saved = 0
+        self._saved, self._time = -1, -math.inf
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Adds what a reader needs to rebuild the encoder."""
@@ -288,7 +292,7 @@ class Checkpoint(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Saves by epochs, at most once a minute so that short epochs do not spend their time on disk."""
-        if not self.every and time.monotonic() - getattr(self, "_time", -1e9) > 60:
+        if not self.every and time.monotonic() - self._time > 60:
             self.write(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -296,7 +300,9 @@ class Checkpoint(lightning.Callback):
         self.write(trainer)
 
     def write(self, trainer: lightning.Trainer) -> None:
-        """Writes last.ckpt."""
+        """Writes last.ckpt, once per step."""
+        if self._saved == trainer.global_step:
+            return
         self.guard.check()
         content = trainer._checkpoint_connector.dump_checkpoint()
         if trainer.is_global_zero:

@@ -47,8 +47,8 @@ def read(path: str | Path, allow: list[Any] | None = None) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
         raise ConfigError(
-            f"{file} ({file.stat().st_size} bytes) is truncated or no checkpoint ({error}). Copy it again, or take another "
-            "checkpoint of the run."
+            f"{file} ({file.stat().st_size} bytes) is truncated or no checkpoint ({error}). Copy it again, or take "
+            "another checkpoint of the run."
         ) from error
 
 

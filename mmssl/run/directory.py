@@ -40,8 +40,8 @@ def create(parent: Path) -> Path:
             continue
         except OSError as error:
             raise ConfigError(
-                f"run.root: the run directory {path} cannot be made ({error.strerror or error}). Give a folder that you "
-                "may write to with run.root=DIR or the environment variable MMSSL_RUNS."
+                f"run.root: the run directory {path} cannot be made ({error.strerror or error}). Give a folder that "
+                "you may write to with run.root=DIR or the environment variable MMSSL_RUNS."
             ) from error
     raise ConfigError(f"run.root: no free directory name under {parent} after ten tries")
 

@@ -1,8 +1,7 @@
-"""Pictures of a run: what was hidden, what was made of it, what lies near what. Drawn by mmssl.report, gathered here."""
+"""Pictures of a run: what was hidden, what was made of it, what lies near what."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,13 @@ import torch
 
 from mmssl.config import build
 from mmssl.report import pictures
-from mmssl.run.directory import write, write_json
+from mmssl.report.embedding import embedding_map, project
 from mmssl.types import Tokens
 
 
-def note(folder: Path, name: str, title: str, caption: str, alt: str) -> None:
-    """Adds what the report says of a picture."""
-    file = folder / "pictures.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    write_json(file, known | {name: {"title": title, "caption": caption, "alt": alt}})
-
-
 def some_batch(data: Any, count: int) -> dict[str, Any]:
-    """The first training samples of epoch 0, with the run's own augmentation, on the CPU."""
-    return data.collate_train([(0, i) for i in range(min(count, len(data.splits["train"])))])
+    """The first training samples, as augmented in epoch 0."""
+    return data.batch([(0, i) for i in range(min(count, len(data.splits["train"])))])
 
 
 def filled(tokens: Tokens, query: Tokens, values: torch.Tensor) -> torch.Tensor:
@@ -54,15 +46,18 @@ def reconstructions(folder: Path, tree: Mapping[str, Any], data: Any, module: An
         rows = [
             [adapter.picture(image) for image in images] for images in (restore(look.tokens.raw, grid), shown, made)
         ]
-        sheet = pictures.reconstruction_sheet(*(np.stack(row) for row in rows))
-        pictures.save_png(sheet, folder / "reconstructions.png")
+        sheet = pictures.reconstruction_sheet(*rows)
         hidden = float(look.mask.hidden.float().mean())
-        note(
-            folder, "reconstructions", "Masks and reconstructions",
-            f"Training samples: as augmented; as the encoder saw them ({hidden:.0%} hidden); with the prediction of term "
-            f"“{name}” in the hidden places. Standardised predictions are shown with each token's own mean and deviation.",
-            f"{count} rows of three pictures: original, masked, reconstructed",
-        )  # fmt: skip
+        pictures.save(
+            folder,
+            "reconstructions",
+            sheet,
+            title="Masks and reconstructions",
+            caption=f"Training samples: as augmented; as the encoder saw them ({hidden:.0%} hidden); with the prediction "
+            f"of term “{name}” in the hidden places. Standardised predictions are shown with each token's own mean and "
+            "deviation.",
+            alt=f"{count} rows of three pictures: original, masked, reconstructed",
+        )
         return
 
 
@@ -70,32 +65,34 @@ def neighbours(
     folder: Path, tree: Mapping[str, Any], data: Any, split: str, x: np.ndarray, y: np.ndarray, count: int = 8
 ) -> None:
     """Nearest neighbours of some samples, and a map of the features along their first two principal axes."""
-    adapter, source = build.adapter(tree), data.splits[split]
+    adapter, classes = build.adapter(tree), data.splits[split].classes
+    chosen = data.chosen(split, len(x))
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     queries = np.linspace(0, len(x) - 1, count).astype(int)
     near = np.argsort(-(unit[queries] @ unit.T), axis=1)[:, 1:7]
-    classes = list(source.classes) if source.classes else None
 
-    def picture(i: int) -> np.ndarray:
-        return adapter.picture(data.plain(split, int(i)))
+    def drawn(rows: np.ndarray) -> list[np.ndarray]:
+        return [adapter.picture(sample) for _, sample in data.plain(split, chosen[torch.from_numpy(rows)].tolist())]
 
     labels = None
-    if classes is not None and (y >= 0).all():
+    if classes and (y >= 0).all():
         labels = [[classes[y[q]], *(classes[y[i]] for i in row)] for q, row in zip(queries, near, strict=True)]
-    sheet = pictures.neighbour_sheet([picture(q) for q in queries], [[picture(i) for i in row] for row in near], labels)
-    pictures.save_png(sheet, folder / "neighbours.png")
-    note(
-        folder, "neighbours", "Nearest neighbours",
-        f"Samples of the {split} split (left) and the six whose features point most nearly the same way.",
-        f"{count} rows: a sample and its six nearest neighbours in feature space",
-    )  # fmt: skip
-    xy = pictures.project(x)
-    write(folder / "embedding.svg", pictures.embedding_map(xy, y if classes else None, classes))
-    note(
-        folder, "embedding", "Map of the features",
-        f"{len(x)} samples of the {split} split along the first two principal axes of their features.",
-        "Scatter plot of features, coloured by class where there are labels",
-    )  # fmt: skip
+    pictures.save(
+        folder,
+        "neighbours",
+        pictures.neighbour_sheet(drawn(queries), [drawn(row) for row in near], labels),
+        title="Nearest neighbours",
+        caption=f"Samples of the {split} split (left) and the six whose features point most nearly the same way.",
+        alt=f"{count} rows: a sample and its six nearest neighbours in feature space",
+    )
+    pictures.save(
+        folder,
+        "embedding",
+        embedding_map(project(x), y if classes else None, classes),
+        title="Map of the features",
+        caption=f"{len(x)} samples of the {split} split along the first two principal axes of their features.",
+        alt="Scatter plot of features, coloured by class where there are labels",
+    )
 
 
 def preview(tree: Mapping[str, Any], data: Any, module: Any, out: Path, count: int = 6) -> Path:
@@ -108,7 +105,7 @@ def preview(tree: Mapping[str, Any], data: Any, module: Any, out: Path, count: i
     batch = some_batch(data, count)
     restore = getattr(module.networks["main"].tokenizer, "restore", None)
     step = module.begin(batch)
-    columns = [[adapter.picture(data.plain("train", i)) for i in range(len(batch["id"]))]]
+    columns = [[adapter.picture(sample) for _, sample in data.plain("train", batch["id"].tolist())]]
     titles = ["sample"]
     for name, view in batch.items():
         if hasattr(view, "modality"):

@@ -24,10 +24,10 @@ def held_out(data: Any) -> str | None:
 
 
 def raw_features(data: Any, split: str, adapter: Any, limit: int | None) -> Features:
-    """The modality's raw-input baseline on a split: one vector per labelled sample, no encoder."""
-    from mmssl.evaluation.features import raw_input
-
-    return raw_input(data.splits[split], adapter, limit)
+    """The modality's raw-input baseline on a split: one vector per sample that evaluation reads, no encoder."""
+    samples = data.plain(split, data.chosen(split, limit).tolist())
+    vectors = torch.stack([adapter.baseline(sample) for _, sample in samples])
+    return Features(vectors.float(), data.splits[split].labels[torch.tensor([i for i, _ in samples])])
 
 
 def final(tree: dict[str, Any], data: Any, module: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def final(tree: dict[str, Any], data: Any, module: Any) -> dict[str, Any]:
     return score(tree, data, module.kept, partial(build.fresh_network, tree, data.facts()))
 
 
-def score(tree: dict[str, Any], data: Any, network: Any, fresh: Callable[[int], Any] | None) -> dict[str, Any]:
+def score(tree: dict[str, Any], data: Any, network: Any, fresh: Callable[[int], Any] | str) -> dict[str, Any]:
     """Every protocol of a configuration on an encoder, beside random weights and the raw input."""
     from mmssl.evaluation.score import evaluate
 
@@ -66,7 +66,7 @@ def online(tree: dict[str, Any], data: Any, steps: int) -> Any:
 
     said = tree["evaluation"]
     every = said["every_epochs"]
-    limit = min(said["limit"] or 2000, 2000)
+    limit = min(said["limit"] or 1000, 1000)
     if every:
         return Online(every_epochs=every, limit=limit, pool=said["pool"])
     return Online(every_epochs=None, every_steps=max(steps // 10, 1), limit=limit, pool=said["pool"])

@@ -18,7 +18,7 @@ class Settings:
     nodes: int
     accelerator: str
     strategy: str
-    precision: str
+    precision: Any
     accumulate: int
     log_every: int
     checkpoint_every: int

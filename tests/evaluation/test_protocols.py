@@ -34,7 +34,9 @@ def plain_knn(train: Features, test: Features, k: int, temperature: float) -> li
     bank = train.x / train.x.norm(dim=1, keepdim=True)
     out = []
     for row in test.x / test.x.norm(dim=1, keepdim=True):
-        similar = sorted(((float(row @ other), int(label)) for other, label in zip(bank, train.y)), reverse=True)
+        similar = sorted(
+            ((float(row @ other), int(label)) for other, label in zip(bank, train.y, strict=True)), reverse=True
+        )
         votes: dict[int, float] = {}
         for s, label in similar[:k]:
             votes[label] = votes.get(label, 0.0) + math.exp(s / temperature)

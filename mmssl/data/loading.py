@@ -1,0 +1,185 @@
+"""From (epoch, index) pairs to batches: reading, views, and what happens to samples that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmssl.data.source import Adapter, Dataset
+from mmssl.draws import Draws
+from mmssl.types import View
+
+Op = Callable[[Any, Draws], Any]
+
+# After so many unreadable samples in a row something else is wrong than a few broken files.
+_IN_A_ROW = 100
+# A share of unreadable samples says nothing before so many were read.
+_ENOUGH = 20
+
+
+class Unreadable(ValueError):
+    """More samples cannot be read than `data.bad_share` allows."""
+
+
+def try_read(dataset: Dataset, i: int) -> tuple[Any, str | None]:
+    """The i-th sample and no reason, or nothing and the reason why it cannot be read."""
+    try:
+        return dataset.read(i), None
+    except (ValueError, OSError) as error:
+        return None, str(error) or type(error).__name__
+
+
+class Batches(torch.utils.data.Dataset[dict[str, Any]]):
+    """Makes batches of pairs (epoch, index). Everything in a batch is a pure function of the pairs.
+
+    Args:
+        dataset: where samples come from.
+        adapter: how they are joined.
+        views: operations of each view by its name.
+        seed: seed of the views' draws.
+        channels: what samples are converted to; None leaves them.
+        replace: an unreadable sample is replaced by the next readable one; else left out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        adapter: Adapter,
+        views: dict[str, Sequence[Op]],
+        seed: int,
+        channels: int | None,
+        replace: bool,
+    ) -> None:
+        self.dataset, self.adapter, self.views = dataset, adapter, views
+        self.seed, self.channels, self.replace = seed, channels, replace
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, pair: tuple[int, int]) -> dict[str, Any]:
+        """A batch of one."""
+        return self.__getitems__([pair])
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
+        """The batch of some pairs: one View per name, `id`, `epoch`, `label` where there are labels, and `bad`."""
+        samples, kept, bad = [], [], []
+        for epoch, index in pairs:
+            sample, place = self._read(index, bad)
+            if place is not None:
+                samples.append(sample)
+                kept.append((epoch, place))
+        if not kept:
+            raise Unreadable(f"data.bad_share: no sample of a batch can be read, {bad[0]} first")
+        epoch, index = torch.tensor(kept).unbind(1)
+        batch: dict[str, Any] = {"id": index, "epoch": epoch, "bad": list(dict.fromkeys(bad))}
+        if self.dataset.labels is not None:
+            batch["label"] = self.dataset.labels[index]
+        draws = Draws.of(self.seed, epoch, index)
+        return batch | {name: self._view(name, ops, samples, draws) for name, ops in self.views.items()}
+
+    def _read(self, index: int, bad: list[str]) -> tuple[Any, int | None]:
+        """The sample and its place; the next readable one where this cannot be read."""
+        reason = None
+        for step in range(min(_IN_A_ROW, len(self.dataset)) if self.replace else 1):
+            place = (index + step) % len(self.dataset)
+            sample, reason = try_read(self.dataset, place)
+            if reason is None:
+                return sample if self.channels is None else self.adapter.convert(sample, self.channels), place
+            bad.append(self.dataset.name(place))
+        if not self.replace:
+            return None, None
+        raise Unreadable(
+            f"data.bad_share: {step + 1} samples in a row cannot be read, from {self.dataset.name(index)} on; the last "
+            f"one: {reason}. Check data.root"
+        )
+
+    def _view(self, name: str, ops: Sequence[Op], samples: list[Any], draws: Draws) -> View:
+        # The place of an operation is part of its stream's name: the same one twice in a view draws twice.
+        streams = [draws.named(f"view/{name}/{place}").each() for place in range(len(ops))]
+        made = []
+        for row, sample in enumerate(samples):
+            for op, stream in zip(ops, streams, strict=True):
+                sample = op(sample, stream[row])
+            made.append(sample)
+        return View(self.adapter.collate(made), self.adapter.name)
+
+
+class Skipped:
+    """Keeps count of unreadable samples over all splits, workers and epochs, each counted once.
+
+    Args:
+        share: the share of distinct unreadable samples among distinct samples read that is still accepted.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.names: list[str] = []
+        self._seen: set[tuple[str, str]] = set()
+        self._read: dict[str, Tensor] = {}
+
+    def note(self, split: str, dataset: Dataset, good: Tensor, bad: list[str]) -> None:
+        """Takes note of samples read, by index, and of others that could not be, by name.
+
+        Raises:
+            Unreadable: where the share is passed, after at least 20 distinct samples.
+        """
+        read = self._read.setdefault(split, torch.zeros(len(dataset), dtype=torch.bool))
+        read[good] = True
+        new = [name for name in bad if (split, name) not in self._seen]
+        if not new:
+            return
+        self._seen.update((split, name) for name in new)
+        self.names.extend(new)
+        total = sum(int(flags.sum()) for flags in self._read.values()) + len(self.names)
+        if total >= _ENOUGH and len(self.names) > self.share * total:
+            place = next(i for i in range(len(dataset)) if dataset.name(i) == new[0])
+            raise Unreadable(
+                f"data.bad_share={self.share}: {len(self.names)} of {total} samples cannot be read: "
+                f"{', '.join(self.names[:5])}{', ...' if len(self.names) > 5 else ''}. The reason for {new[0]}: "
+                f"{try_read(dataset, place)[1]}. Repair or remove them, or raise data.bad_share"
+            )
+
+
+class Loader(DataLoader[dict[str, Any]]):
+    """A DataLoader that shows every batch to a listener in the main process.
+
+    Args:
+        batches: makes batches of the sampler's pairs.
+        sampler: yields lists of pairs.
+        note: called with every batch.
+        workers: number of worker processes.
+        keep_workers: workers live on between epochs.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        sampler: torch.utils.data.Sampler[list[tuple[int, int]]],
+        note: Callable[[dict[str, Any]], None],
+        workers: int,
+        keep_workers: bool,
+    ) -> None:
+        super().__init__(
+            batches,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=keep_workers and workers > 0,
+        )
+        self.note = note
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches, each noted."""
+        for batch in super().__iter__():
+            self.note(batch)
+            yield batch
+
+
+def _as_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch: `__getitems__` has joined the samples already."""
+    return batch

@@ -1,0 +1,227 @@
+"""Data of a run: splits, facts, and loaders whose batches are pure functions of (seed, epoch, step)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import lightning
+import torch
+
+from mmssl.data.loading import Batches, Loader, Op, Skipped, try_read
+from mmssl.data.memory import keep
+from mmssl.data.sampler import EpochBatches
+from mmssl.data.source import Adapter, Dataset, Source, digest
+from mmssl.draws import shuffle
+from mmssl.registry import register, suggest
+
+# Facts are measured on at most so many samples of the train split.
+_MEASURED = 4096
+# Views of evaluation draw from one stream for all runs, so that scores of different seeds see the same input.
+_EVAL_SEED = 0
+
+
+@register("data/module")
+class Data(lightning.LightningDataModule):
+    """Reads a source and makes the batches of training and evaluation.
+
+    A training batch is a dict of one `View` per view, `id` and `epoch` (b,) int64, `label` (b,) int64 where there are
+    labels, and `bad`, names of samples that could not be read and were replaced by the next readable one.
+
+    Args:
+        adapter: the modality.
+        seed: the run's seed.
+        source: called with the adapter, gives the splits.
+        views: operations of each training view by its name.
+        view: operations of the one view that evaluation uses, named `x`.
+        batch_size: samples of a global batch, over all ranks and accumulation steps.
+        workers: worker processes of a loader; `auto` is 0 for data in memory on at most two cores, else one less than there
+            are cores, at most 8.
+        size: input size, for views and facts; what it measures is the modality's matter.
+        channels: what samples are converted to; null keeps what the data have, and all must have the same.
+        bad_share: share of unreadable samples that is skipped in silence; more is an error.
+        memory_mb: data sets whose decoded samples have one shape and need at most so many MiB are decoded once and kept on
+            disk (`MMSSL_CACHE`, else `~/.cache/mmssl`); 0 never does.
+        root: where the data lie; sources refer to it as `${data.root}`.
+    """
+
+    unit = "sample"
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        seed: int,
+        *,
+        source: Callable[[Adapter], Source],
+        views: dict[str, Sequence[Op]],
+        view: Sequence[Op],
+        batch_size: int,
+        workers: int | str = "auto",
+        size: int | None = None,
+        channels: int | None = None,
+        bad_share: float = 0.01,
+        memory_mb: int = 1024,
+        root: str | None = None,
+    ) -> None:
+        super().__init__()
+        if workers != "auto" and not (isinstance(workers, int) and workers >= 0):
+            raise ValueError(f"data.workers has to be 'auto' or a number from 0 on (got {workers!r})")
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size has to be at least 1 (got {batch_size})")
+        if not 0 <= bad_share < 1:
+            raise ValueError(f"data.bad_share has to be at least 0 and below 1 (got {bad_share})")
+        self.adapter, self.seed, self.source = adapter, seed, source
+        self.views, self.view = {name: list(ops) for name, ops in views.items()}, list(view)
+        self.batch_size, self.workers, self.size, self.channels = batch_size, workers, size, channels
+        self.memory_mb, self.root = memory_mb, root
+        self._skipped = Skipped(bad_share)
+        self._kept: dict[str, Dataset] = {}
+        self._facts: dict[str, Any] | None = None
+        self._share = (0, 1, 1)
+        self._start = (0, 0)
+
+    @cached_property
+    def splits(self) -> dict[str, Dataset]:
+        """Data sets by split, as the source gives them."""
+        splits = self.source(self.adapter).splits()
+        assert "train" in splits, f"{self.source} gives no train split"
+        return splits
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the samples that could not be read so far."""
+        return self._skipped.names
+
+    def dataset(self, split: str) -> Dataset:
+        """The data set of a split, decoded once and kept where it is small.
+
+        Raises:
+            ValueError: where there is no such split.
+        """
+        if split not in self.splits:
+            raise ValueError(f"the data have no {split!r} split{suggest(split, self.splits)}")
+        if split not in self._kept:
+            self._kept[split] = keep(self.splits[split], self.memory_mb)
+        return self._kept[split]
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes and statistics that parts are built from, fitted once on at most 4,096 samples of the train split.
+
+        Returns:
+            What the adapter measures, and `size`, `classes` (names, or None), `samples` (of train), `splits` (samples of
+            each), `fingerprint` (changes with the data, not with their place).
+        """
+        if self._facts is None:
+            fingerprints = [f"{name}:{dataset.fingerprint()}" for name, dataset in sorted(self.splits.items())]
+            self._facts = self.adapter.facts(self._measured()) | {
+                "size": self.size,
+                "classes": self.splits["train"].classes,
+                "samples": len(self.splits["train"]),
+                "splits": {name: len(dataset) for name, dataset in self.splits.items()},
+                "fingerprint": digest(fingerprints),
+            }
+        return self._facts
+
+    def _measured(self) -> Iterator[Any]:
+        """The samples that facts are fitted on: the same for every seed."""
+        dataset = self.dataset("train")
+        for i in shuffle(len(dataset), 0, 0)[:_MEASURED].sort().values.tolist():
+            sample, reason = try_read(dataset, i)
+            good, bad = ([i], []) if reason is None else ([], [dataset.name(i)])
+            self._skipped.note("train", dataset, torch.tensor(good, dtype=torch.int64), bad)
+            if reason is None:
+                yield sample if self.channels is None else self.adapter.convert(sample, self.channels)
+
+    def set_share(self, rank: int, world: int, accumulate: int = 1) -> None:
+        """Says which share of each global batch this process computes, and in how many steps.
+
+        Raises:
+            ValueError: where `data.batch_size` does not divide, naming the nearest sizes that do.
+        """
+        parts = world * accumulate
+        if self.batch_size % parts:
+            below = self.batch_size // parts * parts
+            near = f"{below} or {below + parts}" if below else f"{parts}"
+            raise ValueError(
+                f"data.batch_size={self.batch_size} does not divide into {world} ranks x {accumulate} accumulation steps; "
+                f"set it to {near}"
+            )
+        self._share = (rank, world, accumulate)
+
+    def setup(self, stage: str) -> None:
+        """Takes this process's share from the trainer, once it knows its rank."""
+        if self.trainer is not None:
+            self.set_share(self.trainer.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches)
+
+    def set_start(self, epoch: int, batch: int = 0) -> None:
+        """The next training loader starts at this batch of this epoch, to resume; accumulation steps count as batches."""
+        self._start = (epoch, batch)
+
+    def train_dataloader(self) -> Loader:
+        """Loader of this rank's share of the training batches; one iteration is one epoch.
+
+        Raises:
+            ValueError: where the batch is larger than the data.
+        """
+        dataset = self.dataset("train")
+        if self.batch_size > len(dataset):
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is larger than the train split, which has {len(dataset)} samples; set "
+                f"data.batch_size to at most {len(dataset)}"
+            )
+        rank, world, accumulate = self._share
+        sampler = EpochBatches(len(dataset), self.batch_size, self.seed, rank=rank, world=world, accumulate=accumulate)
+        sampler.set_start(*self._start)
+        batches = Batches(dataset, self.adapter, self.views, self.seed, self.channels, replace=True)
+        return Loader(batches, sampler, partial(self._note, "train"), self._workers(dataset), keep_workers=True)
+
+    def chosen(self, split: str, limit: int | None = None) -> torch.Tensor:
+        """The samples of a split that evaluation reads, ascending: all, or so many at random but always the same."""
+        n = len(self.dataset(split))
+        return torch.arange(n) if limit is None or limit >= n else shuffle(n, 0, 0)[:limit].sort().values
+
+    def plain(self, split: str, indices: Sequence[int]) -> list[tuple[int, Any]]:
+        """Decoded samples without views, with their indices, for baselines and pictures; unreadable ones are left out."""
+        dataset, found = self.dataset(split), []
+        for i in indices:
+            sample, reason = try_read(dataset, int(i))
+            if reason is None:
+                found.append((int(i), sample if self.channels is None else self.adapter.convert(sample, self.channels)))
+        return found
+
+    def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
+        """The training batch of some (epoch, index) pairs, made here and now."""
+        dataset = self.dataset("train")
+        return Batches(dataset, self.adapter, self.views, self.seed, self.channels, replace=True).__getitems__(pairs)
+
+    def eval_loader(self, split: str, limit: int | None = None) -> Loader | None:
+        """Loader of a whole split in order, the same for every seed; unreadable samples are left out.
+
+        A batch is a dict of `x` (a `View`), `id`, `label` where there are labels, `epoch` (zeros) and `bad`.
+
+        Args:
+            split: train, val or test.
+            limit: at most so many samples, chosen at random but always the same.
+
+        Returns:
+            The loader, or None where there is no such split.
+        """
+        if split not in self.splits:
+            return None
+        dataset = self.dataset(split)
+        size = max(1, self.batch_size // (self._share[1] * self._share[2]))
+        plan = [[(0, i) for i in part.tolist()] for part in self.chosen(split, limit).split(size)]
+        batches = Batches(dataset, self.adapter, {"x": self.view}, _EVAL_SEED, self.channels, replace=False)
+        return Loader(batches, plan, partial(self._note, split), self._workers(dataset), keep_workers=False)
+
+    def _note(self, split: str, batch: dict[str, Any]) -> None:
+        self._skipped.note(split, self.dataset(split), batch["id"], batch["bad"])
+
+    def _workers(self, dataset: Dataset) -> int:
+        if isinstance(self.workers, int):
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return 0 if cores <= 2 and dataset.in_memory else min(8, max(1, cores - 1))

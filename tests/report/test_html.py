@@ -1,0 +1,369 @@
+import csv
+import hashlib
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from base64 import b64decode, b64encode
+from html.parser import HTMLParser
+
+import pytest
+
+from mmssl.report import figures, html, scores, sections
+from mmssl.report.charts import Series
+from mmssl.report.markup import duration, number, tag, text
+from mmssl.report.reading import Column, Run, read
+
+VOID = {"meta", "img", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Parses strictly: every element is closed in order. Keeps elements, and the text by element."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.source = file.read_text(encoding="utf-8")
+        self.stack, self.elements, self.texts = [], [], []
+        self.feed(self.source)
+        self.close()
+        assert not self.stack, f"not closed: {self.stack}"
+
+    def handle_starttag(self, name, attrs):
+        self.elements.append((name, dict(attrs)))
+        if name not in VOID:
+            self.stack.append(name)
+
+    def handle_endtag(self, name):
+        assert self.stack and self.stack.pop() == name, f"</{name}> at {self.getpos()}"
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+    def all(self, name):
+        return [attrs for other, attrs in self.elements if other == name]
+
+
+def loads(page):
+    """Every address that a browser would fetch without being asked."""
+    found = [
+        v
+        for _, attrs in page.elements
+        for k, v in attrs.items()
+        if k in ("src", "srcset", "data", "poster", "xlink:href")
+    ]
+    found += [attrs["href"] for name, attrs in page.elements if "href" in attrs and name != "a"]
+    return found + re.findall(r"(?:url\(|@import)[^;)]*", page.source)
+
+
+def test_a_report_is_one_well_formed_file_that_loads_nothing(make_run):
+    run = make_run()
+    file = html.write(run)
+    assert file == run / "report.html"
+    page = Page(file)
+    assert page.source.startswith("<!DOCTYPE html>")
+    assert loads(page) and all(address.startswith("data:image/") for address in loads(page))
+    assert all(attrs["href"].startswith("#") for attrs in page.all("a"))
+    policy = next(
+        attrs["content"] for attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    script = re.search(r"<script>(.*?)</script>", page.source, re.S)[1]
+    assert "default-src 'none'" in policy
+    assert f"'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    assert not list(run.glob(".*"))  # no draft is left
+
+
+def test_headings_anchors_and_texts_for_those_who_do_not_see(make_run):
+    page = Page(html.write(make_run()))
+    levels = [int(name[1]) for name, _ in page.elements if re.fullmatch("h[1-6]", name)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {attrs["href"][1:] for attrs in page.all("a")} <= set(ids)
+    assert all(attrs["alt"] for attrs in page.all("img"))
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in page.all("svg"))
+    assert all(attrs["aria-label"] for _, attrs in page.elements if attrs.get("role") == "region")
+
+
+def test_inline_drawings_and_pictures_are_whole(make_run):
+    run = make_run()
+    page = Page(html.write(run))
+    drawings = re.findall(r"<svg.*?</svg>", page.source, re.S)
+    assert len(drawings) >= 10
+    for drawing in drawings:
+        ET.fromstring(drawing)
+    inside = [b64decode(attrs["src"].partition("base64,")[2]) for attrs in page.all("img")]
+    names = ["views.png", "reconstructions.png", "neighbours.png", "embedding.svg"]
+    assert inside == [(run / "pictures" / name).read_bytes() for name in names]
+
+
+def test_facts_scores_and_settings_are_shown(make_run):
+    page = Page(html.write(make_run()))
+    for said in (
+        "image/mae", "completed", "health: healthy", "cifar10", "2026-11-20 14:02 UTC", "5 min 11 s", "140.2 ms", "2.1 %",
+        "812 MB", "1.031 → 0.412", "88.13", "mmssl pretrain image/mae data=cifar10", "0.711 0.702 to 0.720",
+        "0.347 0.338 to 0.356", "corruption is applied after decoding", "rmse, lower is better", "2 files were skipped.",
+        "0031.png cut short", "precision: bf16-mixed", "versions.torch", "2.11.0", "0.491, 0.482, 0.447",
+    ):  # fmt: skip
+        assert said in page.text, said
+    assert "knn (top1): The whole interval lies above both baselines." in page.text
+    assert "angle/ridge (rmse): The whole interval lies below (better) both baselines." in page.text
+
+
+def score(value, span, **baselines):
+    entry = {"metric": "top1", "value": value, "ci95": span}
+    for name, (point, interval) in baselines.items():
+        entry |= {name: point, f"{name}_ci95": interval}
+    return Run(path=None, summary={"eval": {"knn": entry}}).scores[0]
+
+
+@pytest.mark.parametrize(
+    ("random", "raw", "expected"),
+    [
+        ((0.3, [0.2, 0.4]), (0.3, [0.2, 0.49]), "The whole interval lies above both baselines."),
+        ((0.8, [0.7, 0.9]), (0.8, [0.61, 0.9]), "The whole interval lies below both baselines."),
+        ((0.3, [0.2, 0.4]), (0.8, [0.7, 0.9]), "The interval lies above random init and lies below raw input."),
+        (
+            (0.3, [0.2, 0.4]), (0.45, [0.4, 0.5]),
+            "The interval lies above random init and overlaps that of raw input; an overlap alone shows no difference.",
+        ),
+        ((0.3, None), (0.55, None), "The interval lies above random init and overlaps that of raw input; an overlap alone shows no difference."),
+        ((0.3, [0.2, 0.4]), (None, None), "The interval lies above random init."),
+        ((None, None), (None, None), "There is no baseline to compare it with."),
+    ],
+)  # fmt: skip
+def test_words_on_the_baselines(random, raw, expected):
+    """The run's own interval is [0.5, 0.6]."""
+    assert scores.words(score(0.55, [0.5, 0.6], random_init=random, raw_input=raw)) == expected
+
+
+def test_words_without_an_interval_or_a_value():
+    both = {"random_init": (0.3, [0.2, 0.4]), "raw_input": (0.3, [0.2, 0.4])}
+    assert scores.words(score(0.5, None, **both)).startswith("There is no interval")
+    assert scores.words(score(None, None, **both)) == "There is no top1."
+    assert "all 3 baselines" in scores.words(score(0.5, [0.49, 0.51], raw_input_unsmoothed=(0.1, [0.1, 0.2]), **both))
+
+
+def test_numbers_under_a_figure_are_the_values():
+    lines = [Series("a,b", [0, 1, 2], [0.1, 0.2, 1 / 3]), Series("c", [1, 5], [float("nan"), 7])]
+    content, shown, total = figures.table(lines)
+    assert (shown, total) == (4, 4)
+    rows = list(csv.reader(io.StringIO(content)))
+    assert rows == [
+        ["step", "a,b", "c"],
+        ["0", "0.1", ""],
+        ["1", "0.2", "nan"],
+        ["2", "0.333333333", ""],
+        ["5", "", "7"],
+    ]
+    content, shown, total = figures.table([Series("a", range(2500), range(2500))])
+    assert (shown, total) == (834, 2500) and content.splitlines()[2] == "3,3"
+
+
+def test_columns_are_grouped_without_knowing_their_names():
+    names = [
+        "train/loss",
+        "train/wobble",
+        "val/knn",
+        "val/linear",
+        "val/rankme",
+        "val/novel",
+        "lr",
+        "grad/a",
+        "grad/b",
+        "deep/er/x",
+    ]
+    columns = {name: Column(name, (0.0,), (1.0,)) for name in names}
+    times = {name: Column(name, (0.0,), (1.0,)) for name in ("step_ms", "data_ms", "samples_per_s")}
+    run = Run(None, {"eval": {"knn": {"value": 1}, "other/linear": {"value": 1}}}, metrics=columns, timing=times)
+    groups = [tuple(column.name for column in figure.columns) for figure in figures.figures(run)]
+    assert groups == [
+        ("train/loss", "train/wobble"), ("val/knn", "val/linear"), ("val/rankme",), ("val/novel",), ("lr",),
+        ("grad/a", "grad/b"), ("deep/er/x",), ("step_ms", "data_ms"), ("samples_per_s",),
+    ]  # fmt: skip
+
+
+def test_reading_metrics_skips_empty_cells_and_a_row_cut_short(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,epoch,train/loss,val/knn\n0,0,1.5,\n10,0,nan,0.5\n20,1,oops,0.6\n30,1")
+    run = read(tmp_path)
+    assert set(run.metrics) == {"train/loss", "val/knn"}
+    loss = run.metrics["train/loss"]
+    assert loss.x == (0, 10) and loss.y[0] == 1.5 and loss.y[1] != loss.y[1]
+    assert run.metrics["val/knn"] == Column("val/knn", (10, 20), (0.5, 0.6))
+    assert "metrics.csv: 1 cell is not a number and left out." in run.notes
+
+
+FILES = ["summary.json", "environment.json", "data.json", "config.yaml", "metrics.csv", "timing.csv", "pictures"]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "null", "\x00\xff", "a,b\n1,2\n"])
+@pytest.mark.parametrize("name", FILES)
+def test_missing_and_broken_files_are_said_never_raised(make_run, name, content):
+    run = make_run()
+    path = run / name
+    path.rename(run / "elsewhere")
+    if content is not None:
+        path.write_text(content)
+    page = Page(html.write(run))
+    if content is None and name != "pictures":
+        assert f"{name} is not there." in page.text
+    if content == "{" and name.endswith("json"):
+        assert f"{name} could not be read: it is not valid JSON" in page.text
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    page = Page(html.write(tmp_path))
+    for said in (
+        "running",
+        "not written its summary",
+        "no scores",
+        "no curves yet",
+        "no pictures",
+        "config.yaml is not there",
+    ):
+        assert said in page.text, said
+
+
+def test_odd_shapes_inside_summary_are_survived(make_run):
+    odd = {"eval": {"knn": {"value": "x", "ci95": [1], "random_init": {}}, "b": 3}, "train": [], "throughput": 7, "health": "?",
+           "wall_s": "long", "steps": None}  # fmt: skip
+    assert "There is no score." in Page(html.write(make_run(change=odd))).text
+
+
+def test_no_labels_and_a_failed_run_are_said(make_run):
+    page = Page(
+        html.write(make_run(change={"eval": {}, "status": "failed", "error": "ValueError: data.root: no such folder"}))
+    )
+    assert "the data has no labels" in page.text
+    assert "ended with an error" in page.text and "ValueError: data.root: no such folder" in page.text
+
+
+def test_causes_and_remedies():
+    health = {"causes": [{"cause": "std fell", "remedy": "lower lr"}, "rank is 1"], "remedies": ["add views", "ask"]}
+    assert list(sections.findings(health)) == [("std fell", "lower lr"), ("rank is 1", "add views"), ("", "ask")]
+    assert [sections.finding(*pair) for pair in sections.findings(health)][0] == "std fell Remedy: lower lr"
+
+
+@pytest.mark.parametrize(
+    ("skipped", "expected"),
+    [
+        (None, (None, 0)),
+        (3, ([], 3)),
+        ([], ([], 0)),
+        (["a"], ([("a", "")], 1)),
+        ([{"file": "a", "error": "e"}], ([("a", "e")], 1)),
+        ({"a": "w"}, ([("a", "w")], 1)),
+    ],
+)
+def test_skipped_files(skipped, expected):
+    assert sections.skipped_items({"name": "x", "skipped": skipped}) == expected
+    assert sections.skipped_items({"train": {"skipped": skipped}}) == expected
+
+
+EVIL = "</pre></script><script>alert(1)</script>\"'><img src=http://evil/x onerror=alert(1)>"
+
+
+def poison(value):
+    if isinstance(value, dict):
+        return {f"{key}{EVIL}" if key in ("knn", "cifar10_c/knn") else key: poison(item) for key, item in value.items()}
+    return (
+        [poison(item) for item in value]
+        if isinstance(value, list)
+        else value + EVIL
+        if isinstance(value, str)
+        else value
+    )
+
+
+def test_names_cannot_become_markup(make_run):
+    """Every text of a run's directory holds markup; the page has the elements it has without."""
+    clean, dirty = make_run("20261120-1-a"), make_run("20261120-2-b")
+    for name in ("summary", "environment", "data", "pictures/pictures"):
+        file = dirty / f"{name}.json"
+        file.write_text(json.dumps(poison(json.loads(file.read_text()))))
+    summary = json.loads((dirty / "summary.json").read_text())
+    summary |= {"status": "completed", "error": EVIL}
+    summary["health"] |= {"verdict": "healthy", "causes": [EVIL, {"cause": EVIL, "remedy": EVIL}]}
+    (dirty / "summary.json").write_text(json.dumps(summary))
+    (dirty / "config.yaml").write_text(f"a: {EVIL}\n")
+    metrics = dirty / "metrics.csv"
+    quoted = '"train/pixels' + EVIL.replace('"', '""') + '"'
+    metrics.write_text(metrics.read_text().replace("train/pixels", quoted).replace("val/rankme", "val/<b>"))
+    for file in (html.write(dirty), html.write([clean, dirty], dirty / "both.html")):
+        page = Page(file)
+        assert page.source.count("<script") == 1 == len(page.all("script"))
+        assert all(attrs["src"].startswith("data:image/") for attrs in page.all("img"))
+        assert not [key for _, attrs in page.elements for key in attrs if key.startswith("on")]
+        assert not page.all("b") or all(not attrs for attrs in page.all("b"))
+        assert "alert(1)" in page.text  # the names are shown, as text
+        for drawing in re.findall(r"<svg.*?</svg>", page.source, re.S):
+            assert "{http://www.w3.org/2000/svg}script" not in {e.tag for e in ET.fromstring(drawing).iter()}
+
+
+def test_several_runs_stand_side_by_side(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    slow = {"health": {"verdict": "collapsed", "causes": [{"cause": "std fell", "remedy": "lower lr"}]}}
+    runs = [make_run("20261120-1-aaa"), make_run("20261120-2-bbb", slow, seed=1, lag=2, ratio=0.6)]
+    (runs[1] / "data.json").write_text(json.dumps({"name": "cifar10", "fingerprint": "other"}))
+    file = html.write(runs)
+    assert file.resolve() == tmp_path / "report.html"
+    page = Page(file)
+    for said in ("2 runs", "image/mae aaa", "image/mae bbb", "fingerprints differ", "masker.ratio 0.75 0.6", "seed 0 1",
+                 "2 of 18 settings differ", "(collapsed): std fell Remedy: lower lr"):  # fmt: skip
+        assert said in page.text, said
+    drawing = next(svg for svg in re.findall(r"<svg.*?</svg>", page.source, re.S) if 'aria-label="train/loss:' in svg)
+    names = [g.get("data-name") for g in ET.fromstring(drawing).iter() if g.get("data-name")]
+    assert names == ["image/mae aaa", "image/mae bbb"]
+
+
+def test_a_missing_directory_and_no_run_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a run's directory"):
+        html.write(tmp_path / "nope")
+    with pytest.raises(ValueError, match="no run was given"):
+        html.write([])
+
+
+def test_a_failed_write_keeps_the_old_report(make_run, monkeypatch):
+    run = make_run()
+    (run / "report.html").write_text("old")
+    monkeypatch.setattr("mmssl.report.markup.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        html.write(run)
+    assert (run / "report.html").read_text() == "old" and not list(run.glob(".*"))
+
+
+def test_tags_escape_all_but_markup():
+    assert tag("p", "a<b", tag("b", "&"), None, class_='x"y', hidden=True, id=None) == (
+        '<p class="x&quot;y" hidden="">a&lt;b<b>&amp;</b></p>'
+    )
+    assert text("\x00\x1b") == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, "–"), (1200, "1\u2009200"), (0.12345, "0.1234"), (-0.5, "−0.5"), (1e-7, "1e−7"), (float("nan"), "not a number"),
+     (float("-inf"), "−infinite"), (3.0, "3"), ("x", "x")],
+)  # fmt: skip
+def test_number(value, expected):
+    assert number(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (None, "–"),
+        (0.4, "0.4 s"),
+        (42.4, "42 s"),
+        (311.0, "5 min 11 s"),
+        (3600, "1 h"),
+        (12000, "3 h 20 min"),
+        (187200, "2 d 4 h"),
+    ],
+)
+def test_duration(seconds, expected):
+    assert duration(seconds) == expected
