@@ -77,7 +77,7 @@ def find_columns(
     """Names of the columns of samples, labels and splits: those asked for, else what type and name suggest.
 
     Raises:
-        ValueError: where a column that was asked for is not there, or none can hold samples, with the columns there are.
+        ValueError: where a column asked for is not there, or none can hold samples, with the columns there are.
     """
     schema = _schema(file)
     samples = _asked(column, "column", schema, file) or _guess(schema, extensions, file)
@@ -88,8 +88,8 @@ def find_columns(
     labels = labels or next((name for name in _LABELS if name in schema.names and name != samples), None)
     if label is True and labels is None:
         raise ValueError(
-            f"data.source.label=true, but {file} has no column called {', '.join(_LABELS)}; set data.source.label to one "
-            f"of its columns: {', '.join(schema.names)}"
+            f"data.source.label=true, but {file} has no column called {', '.join(_LABELS)}; set data.source.label to "
+            f"one of its columns: {', '.join(schema.names)}"
         )
     return samples, labels, split
 
@@ -130,7 +130,7 @@ def rows_by_split(table: Table, split: str) -> dict[str, np.ndarray]:
     unknown = sorted(set(names.tolist()) - set(SPLITS))
     if unknown:
         raise ValueError(
-            f"data.source.split: {table.file} has the split {unknown[0]!r}{suggest(unknown[0], SPLITS)}; name the splits "
+            f"data.source.split: {table.file} has the split {unknown[0]!r}{suggest(unknown[0], SPLITS)}; name them "
             "train, val and test"
         )
     split_of = np.array([SPLITS[name] for name in names.tolist()])
@@ -140,8 +140,8 @@ def rows_by_split(table: Table, split: str) -> dict[str, np.ndarray]:
 def codes(tables: list[Table], strict: bool) -> tuple[list[Tensor | None], list[str] | None]:
     """Labels of each table as integers, and the names of the classes over all tables.
 
-    Names come from the file's metadata, where labels are already codes; else they are the sorted distinct values. A table
-    whose labels are all empty (or -1, with names) is unlabelled.
+    Names come from the file's metadata, where labels are already codes; else they are the sorted distinct values. A
+    table whose labels are all empty (or -1, with names) is unlabelled.
 
     Args:
         tables: the tables, of all splits.
@@ -156,7 +156,7 @@ def codes(tables: list[Table], strict: bool) -> tuple[list[Tensor | None], list[
     if any(isinstance(value, float) and not value.is_integer() for value in known) or len({type(v) for v in known}) > 1:
         if strict:
             raise ValueError(
-                "data.source.label: the column holds no classes (integers or text); choose another, or false"
+                "data.source.label: the column holds no classes (integers or text); name another, or false"
             )
         return [None] * len(tables), None
     if named is not None:
@@ -209,17 +209,15 @@ def _guess(schema: pa.Schema, extensions: tuple[str, ...], file: Path) -> str:
         if len(names) == 1:
             return names[0]
         if names:
-            raise ValueError(
-                f"data.source.column: {file} has several columns of bytes; choose one of {', '.join(names)}"
-            )
+            raise ValueError(f"data.source.column: {file} has several columns of bytes; name one of {', '.join(names)}")
     text = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     for name in (*(name for name in _SAMPLES if name in text), *text):
         first = next((value for value in read(file, name, None, None).samples.to_pylist() if value), "")
         if first.lower().endswith(extensions):
             return name
     raise ValueError(
-        f"data.source.column: no column of {file} holds bytes or paths that end in {', '.join(extensions)}; its columns "
-        f"are: {', '.join(schema.names)}"
+        f"data.source.column: no column of {file} holds bytes or paths that end in {', '.join(extensions)}; its "
+        f"columns are: {', '.join(schema.names)}"
     )
 
 

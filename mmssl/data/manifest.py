@@ -16,14 +16,14 @@ from mmssl.registry import register
 class Manifest:
     """Samples listed in CSV or Parquet: paths relative to the file, or encoded bytes.
 
-    The layout of the Hugging Face hub (a struct of `bytes` and `path`, class names in the schema's metadata) is understood.
+    The layout of the Hugging Face hub is understood: a struct of `bytes` and `path`, class names in the metadata.
 
     Args:
         adapter: the modality.
-        root: a table, or a folder of tables named by split: `train.parquet`, `test.parquet`, `train-00000-of-00004.parquet`.
+        root: a table, or a folder of tables named by split: `train.parquet`, `test.csv`, `train-00000-of-00004.csv`.
         column: the column of paths or bytes; null finds it by type and name.
-        label: the column of labels, integers or text; null takes `label`, `labels`, `class` or `target` if there is one;
-            false takes none.
+        label: the column of labels, integers or text; null takes `label`, `labels`, `class` or `target` if there is
+            one; false takes none.
         split: the column that names the split of each row; null takes `split` if there is one.
         test_share: share of each class that becomes the test split where labelled data name no other split.
     """

@@ -37,13 +37,13 @@ class Data(lightning.LightningDataModule):
         views: operations of each training view by its name.
         view: operations of the one view that evaluation uses, named `x`.
         batch_size: samples of a global batch, over all ranks and accumulation steps.
-        workers: worker processes of a loader; `auto` is 0 for data in memory on at most two cores, else one less than there
-            are cores, at most 8.
+        workers: worker processes of a loader; `auto` is 0 for data in memory on at most two cores, else one less than
+            there are cores, at most 8.
         size: input size, for views and facts; what it measures is the modality's matter.
         channels: what samples are converted to; null keeps what the data have, and all must have the same.
         bad_share: share of unreadable samples that is skipped in silence; more is an error.
-        memory_mb: data sets whose decoded samples have one shape and need at most so many MiB are decoded once and kept on
-            disk (`MMSSL_CACHE`, else `~/.cache/mmssl`); 0 never does.
+        memory_mb: data sets whose decoded samples have one shape and need at most so many MiB are decoded once and kept
+            on disk (`MMSSL_CACHE`, else `~/.cache/mmssl`); 0 never does.
         root: where the data lie; sources refer to it as `${data.root}`.
     """
 
@@ -110,8 +110,8 @@ class Data(lightning.LightningDataModule):
         """Sizes and statistics that parts are built from, fitted once on at most 4,096 samples of the train split.
 
         Returns:
-            What the adapter measures, and `size`, `classes` (names, or None), `samples` (of train), `splits` (samples of
-            each), `fingerprint` (changes with the data, not with their place).
+            What the adapter measures, and `size`, `classes` (names, or None), `samples` (of train), `splits` (samples
+            of each), `fingerprint` (changes with the data, not with their place).
         """
         if self._facts is None:
             fingerprints = [f"{name}:{dataset.fingerprint()}" for name, dataset in sorted(self.splits.items())]
@@ -145,8 +145,8 @@ class Data(lightning.LightningDataModule):
             below = self.batch_size // parts * parts
             near = f"{below} or {below + parts}" if below else f"{parts}"
             raise ValueError(
-                f"data.batch_size={self.batch_size} does not divide into {world} ranks x {accumulate} accumulation steps; "
-                f"set it to {near}"
+                f"data.batch_size={self.batch_size} does not divide into {world} ranks x {accumulate} accumulation "
+                f"steps; set it to {near}"
             )
         self._share = (rank, world, accumulate)
 
@@ -156,7 +156,7 @@ class Data(lightning.LightningDataModule):
             self.set_share(self.trainer.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
     def set_start(self, epoch: int, batch: int = 0) -> None:
-        """The next training loader starts at this batch of this epoch, to resume; accumulation steps count as batches."""
+        """The next training loader starts at this batch of this epoch; accumulation steps count as batches."""
         self._start = (epoch, batch)
 
     def train_dataloader(self) -> Loader:
@@ -168,8 +168,8 @@ class Data(lightning.LightningDataModule):
         dataset = self.dataset("train")
         if self.batch_size > len(dataset):
             raise ValueError(
-                f"data.batch_size={self.batch_size} is larger than the train split, which has {len(dataset)} samples; set "
-                f"data.batch_size to at most {len(dataset)}"
+                f"data.batch_size={self.batch_size} is larger than the train split, which has {len(dataset)} samples; "
+                f"set data.batch_size to at most {len(dataset)}"
             )
         rank, world, accumulate = self._share
         sampler = EpochBatches(len(dataset), self.batch_size, self.seed, rank=rank, world=world, accumulate=accumulate)
@@ -183,7 +183,7 @@ class Data(lightning.LightningDataModule):
         return torch.arange(n) if limit is None or limit >= n else shuffle(n, 0, 0)[:limit].sort().values
 
     def plain(self, split: str, indices: Sequence[int]) -> list[tuple[int, Any]]:
-        """Decoded samples without views, with their indices, for baselines and pictures; unreadable ones are left out."""
+        """Decoded samples without views, with their indices, for baselines and pictures; unreadable ones left out."""
         dataset, found = self.dataset(split), []
         for i in indices:
             sample, reason = try_read(dataset, int(i))

@@ -14,12 +14,12 @@ from mmssl import draws
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) pairs for one rank.
 
-    The order of an epoch is a pure function of (seed, epoch). Of each global batch of `batch_size` samples every rank gets
-    one contiguous equal share, and yields it in `accumulate` equal pieces. So the global batches are the same on any
-    number of ranks and accumulation steps.
+    The order of an epoch is a pure function of (seed, epoch). Of each global batch of `batch_size` samples every rank
+    gets one contiguous equal share, and yields it in `accumulate` equal pieces. So the global batches are the same on
+    any number of ranks and accumulation steps.
 
-    An iteration covers one epoch, or never ends with `endless`; the next one starts at the next epoch, unless `set_start`
-    or `set_epoch` say otherwise.
+    An iteration covers one epoch, or never ends with `endless`; the next one starts at the next epoch, unless
+    `set_start` or `set_epoch` say otherwise.
 
     Args:
         n: number of samples.

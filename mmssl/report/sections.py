@@ -227,9 +227,11 @@ def settings(run: Run) -> Markup:
     )
     return join(
         tag("div", tag("h3", "Resolved configuration"), config),
-        tag("h3", "Environment"), _pairs({k: v for k, v in run.environment.items() if k != "command"}, "environment.json"),
-        tag("h3", "Data"), _pairs({k: v for k, v in run.data.items() if k != "skipped"}, "data.json"),
-    )  # fmt: skip
+        tag("h3", "Environment"),
+        _pairs({key: value for key, value in run.environment.items() if key != "command"}, "environment.json"),
+        tag("h3", "Data"),
+        _pairs(run.data, "data.json"),
+    )
 
 
 def _pairs(values: dict[str, Any], file: str) -> Markup:

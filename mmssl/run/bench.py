@@ -13,7 +13,7 @@ import torch
 
 from mmssl.config import build
 from mmssl.nn.network import Network
-from mmssl.run.callbacks import Metrics
+from mmssl.run.metrics import Metrics
 from mmssl.run.trainer import lightning_trainer
 from mmssl.run.training import peak_memory, quiet
 

@@ -16,7 +16,8 @@ import torch
 
 from mmssl.config import build
 from mmssl.run import checkpoints, directory, scoring
-from mmssl.run.callbacks import Checkpoint, Clock, Diverged, Guard, Metrics, Progress
+from mmssl.run.metrics import Clock, Metrics, Progress
+from mmssl.run.safety import Checkpoint, Diverged, Guard
 from mmssl.run.trainer import lightning_trainer, planned_steps
 
 

@@ -42,9 +42,9 @@ def test_ticks(low, high, expected):
     ("low", "high", "expected"),
     [
         (0.5, 2e3, [1, 10, 100, 1000]),
-        (1e-12, 2.0, [10.0**e for e in range(-12, 1, 2)]),
+        (1e-12, 2.0, [10.0**e for e in range(-12, 1, 3)]),
         (2, 400, [3, 10, 30, 100, 300]),
-        (12, 19, [12, 14, 16, 18]),
+        (12, 19, [12, 13, 14, 15, 16, 17, 18, 19]),
     ],
 )
 def test_log_ticks(low, high, expected):

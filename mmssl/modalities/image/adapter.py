@@ -27,9 +27,9 @@ class Image:
     def decode(self, blob: bytes, channels: int | None = None) -> Tensor:
         """Decodes one encoded image to uint8 (c, h, w).
 
-        JPEG, PNG, WebP and GIF (first frame) go through torchvision, `.npy` arrays (h, w) or (h, w, c) through numpy, all
-        else through PIL. Palettes and CMYK become RGB; 16 bits are scaled to 8 by 255 / 65535. The EXIF orientation is
-        not applied, as in torchvision's folder data sets.
+        JPEG, PNG, WebP and GIF (first frame) go through torchvision, `.npy` arrays (h, w) or (h, w, c) through numpy,
+        all else through PIL. Palettes and CMYK become RGB; 16 bits are scaled to 8 by 255 / 65535. The EXIF orientation
+        is not applied, as in torchvision's folder data sets.
 
         Args:
             blob: the bytes of the file.
@@ -47,7 +47,7 @@ class Image:
         return sample if channels is None else self.convert(sample, channels)
 
     def convert(self, sample: Tensor, channels: int) -> Tensor:
-        """Converts an image (c, h, w) to a number of channels: grey is repeated, alpha dropped, colour weighted to grey.
+        """Converts an image (c, h, w) to a number of channels: grey is repeated, alpha dropped, colour made grey.
 
         Raises:
             ValueError: for any other pair of numbers, for which there is no natural rule.
@@ -81,9 +81,9 @@ class Image:
             raise ValueError(f"one batch holds images of {_list(channels)} channels; {_MANY}")
         sizes = sorted({f"{height}x{width}" for _, height, width in shapes})
         raise ValueError(
-            f"one batch holds images of different sizes ({', '.join(sizes[:4])}{', ...' if len(sizes) > 4 else ''}); let "
-            "data.views and data.view bring them to one size, for instance by view/random_resized_crop in the one and "
-            "view/resize with view/center_crop in the other"
+            f"one batch holds images of different sizes ({', '.join(sizes[:4])}{', ...' if len(sizes) > 4 else ''}); "
+            "let data.views and data.view bring them to one size, for instance by view/random_resized_crop in the one "
+            "and view/resize with view/center_crop in the other"
         )
 
     def facts(self, samples: Iterable[Tensor]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class FashionMnist:
 
 @register("source/image_sample")
 class ImageSample:
-    """The sample shipped with mmssl: 8,000 training and 2,000 test images of Fashion-MNIST, 28x28 grey, 10 classes (MIT)."""
+    """The sample shipped with mmssl: 8,000 training and 2,000 test images of Fashion-MNIST, 28x28 grey, 10 classes."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
@@ -123,8 +123,8 @@ def _cifar(
         return Manifest(adapter, root=str(path), label=label if label in columns else None).splits()
     if not (path / inner).is_dir():
         raise ValueError(
-            f"data.root={root} holds no {name}: expected the folder {inner} (unpacked) or train.parquet and test.parquet in "
-            "it; data.source.download=true fetches it there"
+            f"data.root={root} holds no {name}: expected the folder {inner} (unpacked) or train.parquet and "
+            "test.parquet in it; data.source.download=true fetches it there"
         )
     try:
         sets = {"train": kind(path, train=True), "test": kind(path, train=False)}

@@ -150,8 +150,8 @@ class CenterCrop:
 class ColorJitter:
     """Brightness, contrast, saturation and hue change in random order (SimCLR, Chen et al. 2020), with probability `p`.
 
-    Saturation and hue exist for three channels only and are left out else. With neither one nor three channels, contrast
-    is changed about the mean of each channel.
+    Saturation and hue exist for three channels only and are left out else. With neither one nor three channels,
+    contrast is changed about the mean of each channel.
 
     Args:
         brightness: the factor lies in [max(0, 1 - brightness), 1 + brightness].
@@ -172,8 +172,8 @@ class ColorJitter:
     ) -> None:
         if min(brightness, contrast, saturation) < 0 or not 0 <= hue <= 0.5:
             raise ValueError(
-                "view/color_jitter: brightness, contrast and saturation have to be at least 0 and hue between 0 and 0.5 "
-                f"(got {brightness}, {contrast}, {saturation}, {hue})"
+                "view/color_jitter: brightness, contrast and saturation have to be at least 0 and hue between 0 and "
+                f"0.5 (got {brightness}, {contrast}, {saturation}, {hue})"
             )
         self.strength = (brightness, contrast, saturation, hue)
         self.p = _probability(p, "view/color_jitter")

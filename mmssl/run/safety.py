@@ -1,0 +1,110 @@
+"""What keeps a run safe: the guard against losses that are no numbers, and checkpoints written whole."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from torch import Tensor
+
+from mmssl.run.checkpoints import save
+from mmssl.types import View
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more."""
+
+
+class Guard(lightning.Callback):
+    """Stops at the first loss that is NaN or infinite, keeps the last good checkpoint and saves the batch.
+
+    The loss of a step is looked at when the next has been queued, so that the device never idles for it; no checkpoint
+    is written before its loss was looked at.
+
+    Args:
+        run: the run's directory; the batch goes to `offending_batch.pt`.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._waiting: tuple[int, Tensor, Any] | None = None
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks at the last step's loss and keeps this one."""
+        self.check()
+        self._waiting = (trainer.global_step, pl_module.latest["loss"], batch)
+        if pl_module.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Looks at the loss that is waiting.
+
+        Raises:
+            Diverged: naming the step, with what to try.
+        """
+        if self._waiting is None:
+            return
+        step, loss, batch = self._waiting
+        self._waiting = None
+        if math.isfinite(float(loss)):
+            return
+        file = self.run / "offending_batch.pt"
+        views = {name: view.data for name, view in batch.items() if isinstance(view, View)}
+        plain = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name not in views}
+        save(views | plain, file)
+        raise Diverged(
+            f"The loss is {float(loss)} at step {step}. The batch is saved as {file}, and checkpoints/last.ckpt is "
+            "from before. Usual causes: a learning rate too high (halve optim.lr or optim.base_lr, or lengthen "
+            "optim.schedule.warmup), 16-bit floats (trainer.precision=bf16-mixed or 32-true), or samples with values "
+            "that are not finite."
+        )
+
+
+class Checkpoint(lightning.Callback):
+    """Writes checkpoints/last.ckpt, whole, by epochs or by steps, and only after a good loss.
+
+    Args:
+        run: the run's directory.
+        guard: asked before anything is written.
+        every: optimizer steps between checkpoints; 0 for the end of every epoch.
+        extra: what goes into the file beside Lightning's state: config, facts, versions, fingerprint.
+    """
+
+    def __init__(self, run: Path, guard: Guard, every: int, extra: dict[str, Any]) -> None:
+        self.path, self.guard, self.every, self.extra = run / "checkpoints" / "last.ckpt", guard, every, extra
+        self._saved, self._time = -1, -math.inf
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds what a reader needs to rebuild the encoder."""
+        checkpoint["mmssl"] = self.extra
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves by steps."""
+        if self.every and trainer.global_step % self.every == 0 and trainer.global_step > self._saved:
+            self.write(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Saves by epochs, at most once a minute so that short epochs do not spend their time on disk."""
+        if not self.every and time.monotonic() - self._time > 60:
+            self.write(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Saves the end."""
+        self.write(trainer)
+
+    def write(self, trainer: lightning.Trainer) -> None:
+        """Writes last.ckpt, once per step."""
+        if self._saved == trainer.global_step:
+            return
+        self.guard.check()
+        content = trainer._checkpoint_connector.dump_checkpoint()
+        if trainer.is_global_zero:
+            save(content, self.path)
+        self._saved, self._time = trainer.global_step, time.monotonic()
