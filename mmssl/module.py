@@ -36,6 +36,9 @@ class SSLModule(lightning.LightningModule):
         ValueError: when `keep` is teacher and there is none, or a corruptor does not fit its encoder.
     """
 
+    networks: Any  # an nn.ModuleDict of Network
+    objective: Any  # an nn.ModuleDict of terms, called with a Step; each has a `weight`
+
     def __init__(
         self,
         networks: Mapping[str, Network],
@@ -59,9 +62,9 @@ class SSLModule(lightning.LightningModule):
                 teacher.twin(name, network)
         plan = Plan(
             looks=looks,
-            specs={name: self.networks[spec.network].spec for name, spec in looks.items()},
-            dims={name: self.networks[spec.network].dim for name, spec in looks.items()},
-            taps={name: self.networks[spec.network].encoder.tap_names for name, spec in looks.items()},
+            specs={name: networks[spec.network].spec for name, spec in looks.items()},
+            dims={name: networks[spec.network].dim for name, spec in looks.items()},
+            taps={name: networks[spec.network].encoder.tap_names for name, spec in looks.items()},
             twin=self._twin,
         )
         self.objective = nn.ModuleDict({name: term(plan) for name, term in objective.items()})
@@ -109,7 +112,9 @@ class SSLModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the rates of this step; a teacher that follows before the forward pass does so now."""
-        self.lr = self.optim.set(self.optimizers(use_pl_optimizer=False), self.progress)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert not isinstance(optimizer, list)
+        self.lr = self.optim.set(optimizer, self.progress)
         self._follow("before")
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

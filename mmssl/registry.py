@@ -35,7 +35,9 @@ class UnknownName(ValueError):
 def suggest(got: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for near names, else the choices, at most twelve of them."""
     known = sorted(set(known))
-    near = difflib.get_close_matches(got, known, n=2, cutoff=0.6)
+    alike = {name: difflib.SequenceMatcher(None, got, name).ratio() for name in known}
+    # a second guess only where it is nearly as good as the first
+    near = [n for n in sorted(known, key=lambda n: -alike[n])[:2] if alike[n] >= max(0.6, max(alike.values()) - 0.1)]
     if not near:
         near = [name for name in known if got and (name.endswith("/" + got) or got in name)][:3]
     if near:

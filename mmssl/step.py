@@ -69,7 +69,7 @@ class Step:
     Args:
         batch: views by name, `id` and `epoch` per sample, perhaps labels and side channels.
         specs: how each look is made.
-        networks: the networks that looks name.
+        networks: the networks that looks name, each with `tokenizer`, `embed` and `encoder`.
         teacher: gives the twin of a module; None where the run has no teacher.
         seed: the run's seed.
         progress: share of the training done, in [0, 1]; every schedule is a function of it.
@@ -79,7 +79,7 @@ class Step:
         self,
         batch: Mapping[str, Any],
         specs: Mapping[str, LookSpec],
-        networks: Mapping[str, nn.Module],
+        networks: Mapping[str, Any],
         teacher: Any = None,
         seed: int = 0,
         progress: float = 0.0,

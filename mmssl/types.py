@@ -220,8 +220,9 @@ class Tokens:
         """Packed to dense: samples are padded to the longest, `valid` says where. Edges are renumbered."""
         if self.sample is None:
             return self
-        assert self.samples is not None
-        count = torch.bincount(self.sample, minlength=self.samples)
+        samples = self.samples
+        assert samples is not None
+        count = torch.bincount(self.sample, minlength=samples)
         n = int(count.max())
         start = torch.cumsum(count, 0) - count
         slot = torch.arange(len(self.sample), device=count.device) - start[self.sample]
@@ -230,7 +231,7 @@ class Tokens:
         def spread(field: Tensor | None) -> Tensor | None:
             if field is None:
                 return None
-            out = field.new_zeros(self.samples, n, *field.shape[1:])
+            out = field.new_zeros(samples, n, *field.shape[1:])
             out[self.sample, slot] = field
             return out
 
@@ -242,7 +243,7 @@ class Tokens:
 
 
 def concat(parts: list[Tokens]) -> Tokens:
-    """Several dense token sets of the same samples as one sequence; `stream` tells them apart, `index` goes on counting."""
+    """Dense token sets of the same samples as one sequence; `stream` tells them apart, `index` goes on counting."""
     offsets, total = [], 0
     for part in parts:
         offsets.append(total)

@@ -1,4 +1,4 @@
-"""Losses and gradients equal those of the authors' own code, from golden numbers (tests/golden/README.md says how made).
+"""Losses and gradients equal those of the authors' own code, from golden numbers (tests/golden/README.md: how made).
 
 Weights go through our converters of official checkpoints, so those are tested too.
 """
@@ -112,7 +112,7 @@ def test_loss_and_gradients_equal_the_official_code(name, variant, convert, conf
     loss.backward()
     assert abs(loss.item() - reference["loss"]) < tolerance[0]
     found = official_gradients(shapes, module, convert)
-    for key, (norm, total, *entries) in reference["gradients"].items():
+    for key, (norm, _, *entries) in reference["gradients"].items():
         gradient = found[key]
         scale = max(norm, 1e-12)
         assert abs(float(gradient.norm()) - norm) / scale < tolerance[1], key

@@ -1,1 +1,1 @@
-"""From a recipe and overrides to objects: compose, check, build. The only place, with the command line, that knows Hydra."""
+"""From a recipe and overrides to objects: compose, check, build. Only here and in the command line is Hydra known."""

@@ -104,9 +104,10 @@ def _corruptor(node: Any, accepts: str, dim: int) -> Any:
         return None
     built = make(node, "corruptor")
     corruptor = built(accepts, dim) if callable(built) and isinstance(built, partial) else built
-    if accepts not in getattr(corruptor, "needs", (accepts,)):
+    needs = getattr(corruptor, "needs", (accepts,))
+    if accepts not in needs:
         raise ConfigError(
-            f"corruptor: {node['_target_']} works with encoders that accept {' or '.join(corruptor.needs)}, and this "
+            f"corruptor: {node['_target_']} works with encoders that accept {' or '.join(needs)}, and this "
             f"encoder accepts {accepts!r}. Choose corruptor/token with it, or an encoder such as encoder/vit."
         )
     return corruptor

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         self,
         dataset: Dataset,
         adapter: Adapter,
-        views: dict[str, Sequence[Op]],
+        views: Mapping[str, Sequence[Op]],
         seed: int,
         channels: int | None,
         replace: bool,
@@ -83,8 +84,8 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _read(self, index: int, bad: list[str]) -> tuple[Any, int | None]:
         """The sample and its place; the next readable one where this cannot be read."""
-        reason = None
-        for step in range(min(_IN_A_ROW, len(self.dataset)) if self.replace else 1):
+        reason, tries = None, min(_IN_A_ROW, len(self.dataset)) if self.replace else 1
+        for step in range(tries):
             place = (index + step) % len(self.dataset)
             sample, reason = try_read(self.dataset, place)
             if reason is None:
@@ -93,7 +94,7 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         if not self.replace:
             return None, None
         raise Unreadable(
-            f"data.bad_share: {step + 1} samples in a row cannot be read, from {self.dataset.name(index)} on; the last "
+            f"data.bad_share: {tries} samples in a row cannot be read, from {self.dataset.name(index)} on; the last "
             f"one: {reason}. Check data.root"
         )
 
@@ -125,7 +126,7 @@ class Skipped:
         """Takes note of samples read, by index, and of others that could not be, by name.
 
         Raises:
-            Unreadable: where the share is passed, after at least 20 distinct samples.
+            Unreadable: where the share is passed by more than chance explains, after at least 20 distinct samples.
         """
         read = self._read.setdefault(split, torch.zeros(len(dataset), dtype=torch.bool))
         read[good] = True
@@ -135,7 +136,10 @@ class Skipped:
         self._seen.update((split, name) for name in new)
         self.names.extend(new)
         total = sum(int(flags.sum()) for flags in self._read.values()) + len(self.names)
-        if total >= _ENOUGH and len(self.names) > self.share * total:
+        expected = self.share * total
+        # Three standard deviations of a draw without replacement: nothing once all samples are read.
+        unread = 1 - total / sum(len(flags) for flags in self._read.values())
+        if total >= _ENOUGH and len(self.names) > expected + 3 * math.sqrt(expected * max(0.0, unread)):
             place = next(i for i in range(len(dataset)) if dataset.name(i) == new[0])
             raise Unreadable(
                 f"data.bad_share={self.share}: {len(self.names)} of {total} samples cannot be read: "
@@ -158,7 +162,7 @@ class Loader(DataLoader[dict[str, Any]]):
     def __init__(
         self,
         batches: Batches,
-        sampler: torch.utils.data.Sampler[list[tuple[int, int]]],
+        sampler: Iterable[list[tuple[int, int]]],
         note: Callable[[dict[str, Any]], None],
         workers: int,
         keep_workers: bool,
@@ -173,13 +177,13 @@ class Loader(DataLoader[dict[str, Any]]):
         )
         self.note = note
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Batches, each noted."""
         for batch in super().__iter__():
             self.note(batch)
             yield batch
 
 
-def _as_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_is(batch: Any) -> Any:
     """The batch: `__getitems__` has joined the samples already."""
     return batch

@@ -58,8 +58,8 @@ class Kept:
 
     def __getstate__(self) -> dict[str, Any]:
         """Sends a mapped array to another process as the path of its file."""
-        mapped = isinstance(self.array, np.memmap)
-        return self.__dict__ | ({"array": Path(str(self.array.filename))} if mapped else {})
+        file = self.array.filename if isinstance(self.array, np.memmap) else None
+        return self.__dict__ if file is None else self.__dict__ | {"array": Path(file)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Maps the array again."""

@@ -33,21 +33,27 @@ class Adapter(Protocol):
 
     def decode(self, blob: bytes, channels: int | None = None) -> Any:
         """One encoded sample, decoded; ValueError where it cannot be read."""
+        ...
 
     def convert(self, sample: Any, channels: int) -> Any:
         """A decoded sample with another number of channels."""
+        ...
 
     def collate(self, samples: Sequence[Any]) -> Any:
         """A batch, with what the tokenizer of the modality reads."""
+        ...
 
     def facts(self, samples: Iterable[Any]) -> dict[str, Any]:
         """Sizes and statistics that parts are built from, as plain values."""
+        ...
 
     def baseline(self, sample: Any) -> Tensor:
         """The raw input as one vector, (d,) float32."""
+        ...
 
     def picture(self, sample: Any) -> np.ndarray:
         """The sample to look at, (h, w, 3) uint8."""
+        ...
 
 
 class Dataset(Protocol):
@@ -65,18 +71,23 @@ class Dataset(Protocol):
 
     def __len__(self) -> int:
         """Number of samples."""
+        ...
 
     def read(self, i: int) -> Any:
         """The i-th sample, decoded; ValueError or OSError where it cannot be read."""
+        ...
 
     def name(self, i: int) -> str:
         """Where the i-th sample comes from, for messages: a path or a row."""
+        ...
 
     def fingerprint(self) -> str:
         """A digest that changes with the data, not with the place they lie at."""
+        ...
 
     def cache_key(self) -> str | None:
         """A digest to keep the decoded samples under; None where there is nothing to gain."""
+        ...
 
 
 class Source(Protocol):
@@ -84,6 +95,7 @@ class Source(Protocol):
 
     def splits(self) -> dict[str, Dataset]:
         """Data sets by split: train, and val and test where there are any."""
+        ...
 
 
 class Files:

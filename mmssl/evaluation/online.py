@@ -134,8 +134,6 @@ class Online(lightning.Callback):
             return train.where(~held), train.where(held), seen
         return train.labelled(), val.labelled(), seen
 
-    def _features(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, split: str
-    ) -> Features | None:
+    def _features(self, trainer: Any, pl_module: Any, split: str) -> Features | None:
         loader: Iterable[Mapping[str, Any]] | None = trainer.datamodule.eval_loader(split, self.limit)
         return None if loader is None else embed(pl_module.kept, loader, self.pool, self.limit)

@@ -47,6 +47,7 @@ class Probe(Protocol):
 
     def __call__(self, train: Features, test: Features) -> Score:
         """Fits on `train`, scores on `test`."""
+        ...
 
 
 def top1(predicted: Tensor, test: Features, chosen: dict[str, Any]) -> Score:

@@ -152,7 +152,7 @@ def table(block: Mapping[str, Mapping[str, Any]]) -> str:
     `>` stands before a baseline that the encoder clearly beats (disjoint 95 % intervals), `<` before one that clearly
     beats the encoder, `~` where the intervals overlap.
     """
-    lines = [("protocol", "metric", "encoder", "  random init", "  raw input")]
+    lines: list[tuple[str, ...]] = [("protocol", "metric", "encoder", "  random init", "  raw input")]
     for name, entry in block.items():
         cells = [_cell(entry, baseline) for baseline in ("random_init", "raw_input")]
         lines.append((name, entry["metric"], _number(entry["value"], entry["ci95"]), *cells))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -37,8 +39,8 @@ def trunc_normal_(module: nn.Module, std: float = 0.02, cut: float = 2.0) -> Non
             nn.init.zeros_(part.bias)
 
 
-def scale_by_depth_(blocks: nn.ModuleList | nn.Sequential) -> None:
-    """Divides the output matrices of block l (from 1) by sqrt(2 l), as BEiT and I-JEPA do."""
+def scale_by_depth_(blocks: Iterable[Any]) -> None:
+    """Divides the output matrices of block l (from 1) by sqrt(2 l), as BEiT and I-JEPA do; timm's blocks, in order."""
     for depth, block in enumerate(blocks, start=1):
         block.attn.proj.weight.data.div_(math.sqrt(2.0 * depth))
         block.mlp.fc2.weight.data.div_(math.sqrt(2.0 * depth))

@@ -47,6 +47,7 @@ class LARS(Optimizer):
 
     def _update(self, p: torch.Tensor, group: dict[str, Any]) -> None:
         update = p.grad
+        assert update is not None
         if p.ndim > 1:
             update = update.add(p, alpha=group["weight_decay"])
             weight, change = p.norm(), update.norm()

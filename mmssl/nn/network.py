@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -57,10 +57,11 @@ class Network(nn.Module):
     Args:
         tokenizer: cuts a view into tokens.
         encoder: declares `dim` and `accepts`: `sequence` (any subset of tokens), `set`, `full` (a sequence that has to
-            be complete) or `grid` (a map, whose hidden cells are zeroed). May offer `stem()`, weights for the embedding.
+            be complete) or `grid` (a map, whose hidden cells are zeroed). May offer `stem()`, weights for the
+            embedding.
     """
 
-    def __init__(self, tokenizer: Tokenizer, encoder: nn.Module) -> None:
+    def __init__(self, tokenizer: Tokenizer, encoder: Any) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.embed = Bare() if encoder.accepts == "grid" else tokenizer.embedding(encoder.dim)

@@ -38,6 +38,8 @@ def sincos(pos: Tensor, dim: int, base: float = 10000.0) -> Tensor:
 class SinCos(nn.Module):
     """Fixed sine-cosine positions; a table for the grid the run was built for, computed on the spot for any other."""
 
+    table: Tensor
+
     def __init__(self, spec: TokenSpec, dim: int) -> None:
         super().__init__()
         self.dim, self.grid = dim, spec.grid

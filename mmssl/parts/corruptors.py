@@ -12,7 +12,7 @@ from mmssl.types import Mask, Tokens
 
 @register("corruptor/drop")
 class Drop(nn.Module):
-    """Leaves hidden tokens out before they are embedded (MAE, JEPA): in a sequence they go, on a grid they turn invalid.
+    """Leaves hidden tokens out before they are embedded (MAE, JEPA): gone from a sequence, invalid on a grid.
 
     Args:
         accepts: what the encoder accepts: `sequence` or `grid`.
@@ -55,6 +55,7 @@ class Token(nn.Module):
 
     def forward(self, tokens: Tokens, mask: Mask, draws: Draws) -> Tokens:
         """All tokens, one row per mask, the hidden ones replaced."""
+        assert tokens.x is not None
         x = tokens.x if mask.row is None else tokens.x[mask.row]
         filled = torch.where(mask.hidden.unsqueeze(-1), self.mask_token.to(x.dtype), x)
         if mask.row is None:

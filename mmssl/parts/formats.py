@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmssl.nn.network import Network
 from mmssl.registry import register
 
 
@@ -114,8 +115,9 @@ def simmim(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
     )
     key = f"{_PIXELS}.head.weight"
     if key in state:
-        cells = module.networks["main"].spec
-        order = torch.arange(cells.raw).reshape(cells.channels, -1).T.flatten()
+        network = module.get_submodule("networks.main")
+        assert isinstance(network, Network) and network.spec.channels is not None
+        order = torch.arange(network.spec.raw).reshape(network.spec.channels, -1).T.flatten()
         state[key] = state[key].flatten(1)[order]
         state[f"{_PIXELS}.head.bias"] = state[f"{_PIXELS}.head.bias"][order]
     return _patches(state)

@@ -32,10 +32,14 @@ def peak_rate(lr: float | None, base_lr: float | None, base_batch: int, batch_si
     if (lr is None) == (base_lr is None):
         got = f"optim.lr={lr} and optim.base_lr={base_lr}"
         raise ValueError(
-            f"Exactly one of optim.lr (the peak rate itself) and optim.base_lr (the rate for {base_batch} samples, scaled "
-            f"with data.batch_size) has to be given (got {got}). Set the other to null, for instance optim.base_lr=null."
+            f"Exactly one of optim.lr (the peak rate itself) and optim.base_lr (the rate for {base_batch} samples, "
+            f"scaled with data.batch_size) has to be given (got {got}). Set the other to null, for instance "
+            "optim.base_lr=null."
         )
-    return lr if lr is not None else base_lr * batch_size / base_batch
+    if lr is not None:
+        return lr
+    assert base_lr is not None
+    return base_lr * batch_size / base_batch
 
 
 class Optim:
@@ -67,6 +71,7 @@ class Optim:
         no_decay: Sequence[str],
         rules: Mapping[str, Mapping[str, float]],
     ) -> None:
+        peak_rate(lr, base_lr, base_batch, base_batch)  # refuses nonsense before anything is built
         self.make, self.lr, self.base_lr, self.base_batch = make, lr, base_lr, base_batch
         self.weight_decay, self.schedule, self.layer_decay, self.clip = weight_decay, schedule, layer_decay, clip
         self.no_decay, self.rules = tuple(no_decay), rules
@@ -118,7 +123,7 @@ class Optim:
 
 
 def _block(name: str) -> int | None:
-    """Depth of an encoder parameter for layer decay: 0 for the embedding, i + 1 for block i; None behind the encoder."""
+    """Depth of an encoder parameter for layer decay: 0 for the embedding, i + 1 for block i, None behind them."""
     if match := re.search(r"\.encoder\.(?:.*\.)?blocks\.(\d+)\.", name):
         return int(match.group(1)) + 1
     return 0 if re.search(r"\.(embed\.proj|encoder\.(prefix|position|pos_embed|bias))", name) else None
@@ -140,7 +145,8 @@ def adamw(
     rules: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Optim:
     """AdamW (Loshchilov and Hutter 2019), no decay on norms and biases. See `Optim` for the arguments."""
-    make = partial(torch.optim.AdamW, betas=tuple(betas), eps=eps)
+    first, second = betas
+    make = partial(torch.optim.AdamW, betas=(first, second), eps=eps)
     return Optim(make, lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {})
 
 

@@ -1,6 +1,7 @@
 """Predictors: from what the encoder saw to an answer at the tokens asked for. MAE's decoder *is* JEPA's predictor.
 
-Called as (spec, width in, width out, taps of the encoder); then as (seen tokens, asked tokens), giving (r, t, width out).
+Called as (spec, width in, width out, taps of the encoder); then as (seen tokens, asked tokens), giving answers
+(r, t, width out).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timm.layers import Mlp
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -80,7 +81,16 @@ class Transformer(nn.Module):
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         self.position = position(spec, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=_norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                heads,
+                mlp_ratio,
+                qkv_bias=True,
+                norm_layer=_norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
+            )
+            for _ in range(depth)
+        )
         self.norm = _norm(dim)
         self.head = nn.Linear(dim, out)
         xavier_(self)
@@ -107,8 +117,7 @@ class Transformer(nn.Module):
         """Keeps attention off padding; empty where nothing is padded."""
         if seen.valid is None and query.valid is None:
             return {}
-        r, t = query.index.shape
-        left = torch.ones(r, known, dtype=torch.bool, device=query.index.device)
+        left = torch.ones(query.index.shape[0], known, dtype=torch.bool, device=query.index.device)
         if seen.valid is not None:
             left[:, known - seen.valid.shape[1] :] = seen.valid
         right = torch.ones_like(query.index, dtype=torch.bool) if query.valid is None else query.valid
@@ -177,11 +186,12 @@ class Cross(nn.Module):
         self.memory_norms = nn.ModuleList(_norm(width) for _ in range(depth))
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         self.position = position(spec, dim)
-        self.blocks = nn.ModuleList(CrossBlock(dim, width, heads, mlp_ratio) for _ in range(depth))
+        blocks = [CrossBlock(dim, width, heads, mlp_ratio) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = _norm(dim)
         self.head = nn.Linear(dim, out)
         xavier_(self)
-        for block in self.blocks:
+        for block in blocks:
             block.reset(width, dim)
         nn.init.normal_(self.mix.weight, std=len(taps) ** -0.5)
         nn.init.normal_(self.mask_token, std=0.02)

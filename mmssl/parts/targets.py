@@ -63,6 +63,7 @@ class Teacher(nn.Module):
         """Features of the tokens asked for, (r, t, d)."""
         row = _rows(look, query)
         taught = look.taught
+        assert taught.x is not None
         values = taught.x if row is None else taught.x[row]
         values = values.gather(1, query.index.unsqueeze(-1).expand(-1, -1, values.shape[-1])).float()
         return F.layer_norm(values, values.shape[-1:]) if self.normalize else values

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmssl.registry import register
 
@@ -51,8 +51,9 @@ class EMA(nn.Module):
         keep = self.momentum(progress)
         for name, student in self._students.items():
             twin = self.twins[name]
-            old, new = list(twin.parameters()), list(student.parameters())
-            torch._foreach_lerp_(old, [p.detach() for p in new], 1.0 - keep)
+            old: list[Tensor] = list(twin.parameters())
+            new = [p.detach() for p in student.parameters()]
+            torch._foreach_lerp_(old, new, 1.0 - keep)  # pyright: ignore[reportPrivateImportUsage]  # has no public name
             for mine, theirs in zip(twin.buffers(), student.buffers(), strict=True):
                 if mine.is_floating_point():
                     mine.lerp_(theirs, 1.0 - keep)

@@ -37,10 +37,9 @@ def _scores(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     cells = [{score.protocol: score for score in run.scores} for run in runs]
     head = ("run", "status", "health", "steps", "wall time", "loss", *protocols)
     rows = [_row(name, run, own, protocols) for name, run, own in zip(names, runs, cells, strict=True)]
-    caption = "Values with 95 % intervals. Intervals that overlap are no evidence of a difference."
+    note = "Values with 95 % intervals. Intervals that overlap are no evidence of a difference."
     table = tag(
         "table",
-        tag("caption", caption),
         tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
         tag("tbody", *rows),
     )
@@ -49,7 +48,7 @@ def _scores(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     return join(
         none,
         _same_data(runs),
-        tag("div", scores.scrolling(table, "Runs and scores"), class_="card"),
+        tag("div", scores.scrolling(table, "Runs and scores", note), class_="card"),
         _causes(runs, names),
         tag("h3", "Scores and their baselines") if plots else None,
         tag("div", *plots, class_="pair") if plots else None,
@@ -108,19 +107,8 @@ def _baselines(score: Score) -> list[Interval]:
     return scores.baseline_rows({name: score.baselines[name] for name in BASELINES})
 
 
-def _settings(run: Run) -> dict[str, str]:
-    """Dotted keys and values of the resolved configuration; empty where it cannot be read."""
-    import yaml
-
-    try:
-        config = yaml.safe_load(run.config)
-    except yaml.YAMLError:
-        return {}
-    return dict(sections.flatten(config)) if isinstance(config, dict) else {}
-
-
 def _differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
-    configs = [_settings(run) for run in runs]
+    configs = [dict(sections.flatten(run.settings)) for run in runs]
     if not all(configs):
         return tag("p", "Not every run has a readable config.yaml, so the settings cannot be compared.", class_="none")
     every = list(dict.fromkeys(key for config in configs for key in config if not key.startswith(("meta.", "run."))))
@@ -130,9 +118,9 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     head = tag("tr", *(tag("th", name, scope="col") for name in ("key", *names)))
     values = {key: [tag("td", config.get(key, "–")) for config in configs] for key in unlike}
     rows = [tag("tr", tag("th", key, scope="row"), *cells) for key, cells in values.items()]
-    caption = tag("caption", f"{len(unlike)} of {len(every)} settings differ; the others are the same in all runs.")
-    table = tag("table", caption, tag("thead", head), tag("tbody", *rows))
-    return tag("div", scores.scrolling(table, "Settings that differ"), class_="card")
+    note = f"{len(unlike)} of {len(every)} settings differ; the others are the same in all runs."
+    table = tag("table", tag("thead", head), tag("tbody", *rows))
+    return tag("div", scores.scrolling(table, "Settings that differ", note), class_="card")
 
 
 def _pictures(runs: Sequence[Run], names: Sequence[str]) -> Markup:

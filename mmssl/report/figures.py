@@ -41,8 +41,7 @@ def figures(run: Run) -> list[Figure]:
         groups.setdefault(column.name.rpartition("/")[0], []).append(column)
     found = []
     if losses := groups.pop("train", []):
-        title = "Training loss" if len(losses) == 1 else "Training loss and its terms"
-        found.append(Figure(title, tuple(losses), wide=True))
+        found.append(_losses(losses))
     probes = {score.protocol.rpartition("/")[2] for score in run.scores}
     measured = groups.pop("val", [])
     if online := [column for column in measured if column.leaf in probes]:
@@ -54,6 +53,16 @@ def figures(run: Run) -> list[Figure]:
     times = tuple(column for column in run.timing.values() if column.name.endswith("_ms"))
     found += [Figure("Time per step", times, "Milliseconds; waiting for data is part of the step.")] if times else []
     return found + [_single(column) for column in run.timing.values() if column not in times]
+
+
+def _losses(columns: list[Column]) -> Figure:
+    """The total and its terms; a term that is the total, which one line would hide, is said instead of drawn."""
+    total, *terms = columns
+    drawn = [total, *(term for term in terms if (term.x, term.y) != (total.x, total.y))]
+    same = [term.name for term in terms if term not in drawn]
+    note = f"{', '.join(same)} {'is' if len(same) == 1 else 'are'} the same as {total.name}." if same else ""
+    title = "Training loss" if len(drawn) == 1 else "Training loss and its terms"
+    return Figure(title, tuple(drawn), note, wide=True)
 
 
 def _single(column: Column) -> Figure:

@@ -78,7 +78,7 @@ def _page(title: str, head: Markup, parts: Sequence[tuple[str, Markup]], notes: 
         tag(
             "head",
             tag("meta", charset="utf-8"),
-            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
             tag("meta", http_equiv="Content-Security-Policy", content=_policy()),
             tag("title", f"{title} · mmssl"),
             tag("style", Markup(CSS)),

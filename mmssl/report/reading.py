@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ class Run:
     def health(self) -> dict[str, Any]:
         """The health block, empty where there is none."""
         return _block(self.summary, "health")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The resolved configuration as nested dictionaries; empty where it cannot be read."""
+        import yaml
+
+        try:
+            found = yaml.safe_load(self.config)
+        except yaml.YAMLError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def scores(self) -> list[Score]:

@@ -88,17 +88,18 @@ def _table(scores: Sequence[Score]) -> Markup:
         pairs = [(*score.baselines.get(name, (None, None)), score.why.get(name, "")) for name in names]
         first = tag("th", score.protocol, tag("span", _metric(score), class_="span"), scope="row")
         rows.append(tag("tr", first, cell(score.value, score.interval), *(cell(*pair) for pair in pairs)))
-    caption = tag("caption", "Values with 95 % intervals. Random init is the same architecture, untrained.")
-    return scrolling(tag("table", caption, tag("thead", head), tag("tbody", *rows)), "Scores and baselines")
+    note = "Values with 95 % intervals. Random init is the same architecture, untrained."
+    return scrolling(tag("table", tag("thead", head), tag("tbody", *rows)), "Scores and baselines", note)
 
 
 def _metric(score: Score) -> str:
     return score.metric + ("" if score.higher_is_better else ", lower is better")
 
 
-def scrolling(table: Markup, name: str) -> Markup:
-    """A box that a wide table scrolls in, reachable by keyboard."""
-    return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=name)
+def scrolling(table: Markup, name: str, note: str) -> Markup:
+    """A note, and under it a box that a wide table scrolls in, reachable by keyboard."""
+    box = tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=name)
+    return join(tag("p", note, class_="note"), box)
 
 
 def _plots(scores: Sequence[Score]) -> list[Markup]:

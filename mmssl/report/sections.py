@@ -40,7 +40,7 @@ def verdict(run: Run) -> Markup:
     name = str(run.health.get("verdict") or "unknown")
     kind = _VERDICT.get(name, "unknown")
     items = [tag("li", finding(*pair)) for pair in findings(run.health)]
-    error = run.summary.get("error")
+    error = run.summary.get("why")
     return tag(
         "div",
         tag("p", _SAID.get(name, f"Health: {name}."), class_="head"),
@@ -94,17 +94,16 @@ def facts(run: Run) -> Markup:
     """The figures that a reader looks for first."""
     train, speed = (run.summary.get(key) or {} for key in ("train", "throughput"))
     train, speed = (value if isinstance(value, dict) else {} for value in (train, speed))
-    loss = train.get("loss", _last(run, "train/loss"))
-    first = train.get("first_loss")
-    steps = run.summary.get("steps", _last_step(run))
+    loss, first = _known(train.get("loss"), _last(run, "train/loss")), train.get("first_loss")
+    steps, planned = _known(run.summary.get("steps") or None, _last_step(run), 0), run.summary.get("planned_steps")
     wait = speed.get("data_wait")
     rows = [
         ("Data", data_name(run)),
         ("Date", date(run)),
-        ("Wall time", duration(run.summary.get("wall_s"))),
-        ("Steps", number(steps)),
-        ("Samples per second", number(speed.get("samples_per_s", _last(run, "samples_per_s")))),
-        ("Step time", _unit(speed.get("step_ms", _last(run, "step_ms")), "ms")),
+        ("Wall time", duration(run.summary.get("wall_s") or None)),
+        ("Steps", f"{number(steps)} of {number(planned)}" if planned not in (None, steps) else number(steps)),
+        ("Samples per second", number(_known(speed.get("samples_per_s"), _last(run, "samples_per_s")))),
+        ("Step time", _unit(_known(speed.get("step_ms"), _last(run, "step_ms")), "ms")),
         ("Waiting for data", f"{number(100 * wait, 2)} %" if isinstance(wait, (int, float)) else None),
         ("Peak memory", _unit(speed.get("peak_mem_mb"), "MB")),
         ("Loss", f"{number(first)} → {number(loss)}" if first is not None else number(loss)),
@@ -112,6 +111,11 @@ def facts(run: Run) -> Markup:
     ]
     cells = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows if value not in (None, "–")]
     return tag("dl", *cells, class_="facts")
+
+
+def _known(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next((value for value in values if value is not None), None)
 
 
 def _unit(value: object, unit: str) -> str | None:
@@ -128,8 +132,16 @@ def _last_step(run: Run) -> float | None:
 
 
 def data_name(run: Run) -> str | None:
-    """What the data set calls itself."""
-    return next((str(run.data[key]) for key in ("name", "dataset", "root") if run.data.get(key)), None)
+    """What the data set calls itself, else the source that the configuration names, with its place."""
+    if run.data.get("name"):
+        return str(run.data["name"])
+    data = run.settings.get("data")
+    source = data.get("source", data) if isinstance(data, dict) else data
+    if not isinstance(source, dict):
+        return str(source) if source else None
+    kind = str(source.get("_target_") or "").rpartition("/")[2]
+    parts = [part for part in (kind, source.get("name"), source.get("root")) if part]
+    return " · ".join(map(str, parts)) or None
 
 
 def date(run: Run) -> str | None:
@@ -180,42 +192,22 @@ def _picture(picture: Picture) -> Markup:
 
 
 def skipped(run: Run) -> Markup:
-    """Files that the data could not read: how many, which, and why."""
-    items, count = skipped_items(run.data)
-    if not run.data:
-        return tag("p", "data.json is not there, so it is not known whether files were skipped.", class_="none")
+    """Samples that could not be read: how many, and which."""
+    block = run.summary.get("skipped")
+    if not isinstance(block, dict):
+        return tag("p", "It is not recorded whether samples were skipped.", class_="none")
+    files = [str(file) for file in _list(block.get("files"))]
+    count = block.get("count", len(files))
     if not count:
-        said = "No file was skipped." if items is not None else "No skipped files were recorded."
-        return tag("p", said, class_="none")
-    shown = (items or [])[:_MOST_SKIPPED]
-    said = f"{number(count)} {'file was' if count == 1 else 'files were'} skipped."
-    more = f" The first {len(shown)} are listed; data.json has all." if len(shown) < count and shown else ""
-    rows = "\n".join(f"{path}\t{why}" if why else path for path, why in shown)
-    content = tag("pre", rows, class_="tall", tabindex=0, role="region", aria_label="Skipped files") if shown else None
-    return join(tag("p", said + more), content)
-
-
-def skipped_items(data: dict[str, Any]) -> tuple[list[tuple[str, str]] | None, int]:
-    """(path, reason) pairs and their count out of `data.json`'s `skipped`; None where it records nothing.
-
-    `skipped` is a count, a list of paths or of objects (`path` or `file`, `why` or `reason` or `error`), or an object
-    from path to reason.
-    """
-    holders = [data, *(value for value in data.values() if isinstance(value, dict))]
-    value = next((holder["skipped"] for holder in holders if holder.get("skipped") is not None), None)
-    if isinstance(value, dict):
-        return [(str(path), str(why)) for path, why in value.items()], len(value)
-    if isinstance(value, list):
-        pairs = [_skipped(item) for item in value]
-        return pairs, len(pairs)
-    return (None, 0) if isinstance(value, bool) or not isinstance(value, int) else ([], value)
-
-
-def _skipped(item: object) -> tuple[str, str]:
-    if not isinstance(item, dict):
-        return str(item), ""
-    path = item.get("path") or item.get("file") or "?"
-    return str(path), str(item.get("why") or item.get("reason") or item.get("error") or "")
+        return tag("p", "No sample was skipped.", class_="none")
+    said = f"{number(count)} {'sample' if count == 1 else 'samples'} could not be read and took no part."
+    shown = files[:_MOST_SKIPPED]
+    if not shown:
+        return tag("p", said)
+    if len(shown) != count:
+        said += f" The first {len(shown)} are listed."
+    rows = tag("pre", "\n".join(shown), class_="tall", tabindex=0, role="region", aria_label="Skipped files")
+    return join(tag("p", said), rows)
 
 
 def settings(run: Run) -> Markup:
@@ -242,11 +234,11 @@ def _pairs(values: dict[str, Any], file: str) -> Markup:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested objects as dotted keys with short text values, without a key called `skipped`."""
+    """Nested objects as dotted keys with short text values."""
     for key, value in values.items():
-        if isinstance(value, dict) and value and key != "skipped":
+        if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")
-        elif key != "skipped":
+        else:
             said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             yield f"{prefix}{key}", said if len(said) <= 400 else f"{said[:400]}… ({len(said)} characters)"
 

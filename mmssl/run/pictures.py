@@ -53,9 +53,9 @@ def reconstructions(folder: Path, tree: Mapping[str, Any], data: Any, module: An
             "reconstructions",
             sheet,
             title="Masks and reconstructions",
-            caption=f"Training samples: as augmented; as the encoder saw them ({hidden:.0%} hidden); with the prediction "
-            f"of term “{name}” in the hidden places. Standardised predictions are shown with each token's own mean and "
-            "deviation.",
+            caption=f"Training samples: as augmented; as the encoder saw them ({hidden:.0%} hidden); with the "
+            f"prediction of term “{name}” in the hidden places. Standardised predictions are shown with each token's own "
+            "mean and deviation.",
             alt=f"{count} rows of three pictures: original, masked, reconstructed",
         )
         return
@@ -88,7 +88,7 @@ def neighbours(
     pictures.save(
         folder,
         "embedding",
-        embedding_map(project(x), y if classes else None, classes),
+        embedding_map(project(x), y.tolist() if classes else None, classes),
         title="Map of the features",
         caption=f"{len(x)} samples of the {split} split along the first two principal axes of their features.",
         alt="Scatter plot of features, coloured by class where there are labels",

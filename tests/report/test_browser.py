@@ -29,7 +29,7 @@ parent.postMessage(JSON.stringify({width: innerWidth, scroll: document.documentE
   dark: getComputedStyle(document.body).backgroundColor}), '*');
 </script>"""
 # A headless window cannot be narrower than 500 pixels; a frame can, and has a screen's media queries.
-FRAME = """<!DOCTYPE html><script>addEventListener('message', e => { document.body.dataset.probe = e.data; });</script>
+FRAME = """<!DOCTYPE html><script>addEventListener('message', e => (document.body.dataset.probe = e.data));</script>
 <body><iframe src="probe.html" width="{0}" height="{1}" style="border:0"></iframe></body>"""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmssl.nn.network import LinearEmbed
 from mmssl.nn.patches import coordinates, cut, fold
@@ -28,6 +28,10 @@ class ImageTokenizer(nn.Module):
     Raises:
         ValueError: when the patch does not divide the size.
     """
+
+    mean: Tensor
+    std: Tensor
+    pos: Tensor
 
     def __init__(self, facts: Mapping[str, Any], *, size: int | list[int] = 224, patch: int = 16) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class ImageTokenizer(nn.Module):
         index = torch.arange(n, device=raw.device).expand(b, n)
         return Tokens(raw=raw, pos=pos.expand(b, n, 2), index=index, grid=grid)
 
-    def restore(self, raw: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def restore(self, raw: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images that raw values make up, for pictures: (b, n, v) to uint8 (b, c, h, w)."""
         pixels = fold(raw.float(), grid, (self.patch, self.patch)) * self.std + self.mean
         return pixels.round().clamp(0, 255).to(torch.uint8)

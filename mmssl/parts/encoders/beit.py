@@ -56,8 +56,11 @@ class BEiT(nn.Module):
         self.prefix = nn.Parameter(torch.empty(1, 1, dim))
         self.bias = RelativePositionBias(spec.grid, heads)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, qkv_bias=True, mlp_ratio=mlp_ratio, init_values=layer_scale, norm_layer=norm,
-                  drop_path=drop_path * i / max(depth - 1, 1))
+            Block(
+                dim, heads, mlp_ratio=mlp_ratio, qkv_bias=True, init_values=layer_scale,
+                drop_path=drop_path * i / max(depth - 1, 1),
+                norm_layer=norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
+            )
             for i in range(depth)
         )  # fmt: skip
         self.norm = norm(dim)

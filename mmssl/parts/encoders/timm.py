@@ -75,7 +75,7 @@ class TimmViT(nn.Module):
 
     accepts = "sequence"
 
-    def __init__(self, model: nn.Module, spec: TokenSpec) -> None:
+    def __init__(self, model: Any, spec: TokenSpec) -> None:
         super().__init__()
         self.dim, self.depth = model.embed_dim, len(model.blocks)
         self.tap_names = tap_names(self.depth)
@@ -115,7 +115,7 @@ class TimmGrid(nn.Module):
 
     accepts = "grid"
 
-    def __init__(self, model: nn.Module, spec: TokenSpec) -> None:
+    def __init__(self, model: Any, spec: TokenSpec) -> None:
         super().__init__()
         self.model, self.dim, self.spec = model, model.num_features, spec
         self.tap_names: tuple[str, ...] = ()

@@ -93,8 +93,11 @@ class ViT(nn.Module):
         self.prefix = nn.Parameter(torch.empty(1, count, dim)) if count else None
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_ratio, qkv_bias=True, init_values=layer_scale, norm_layer=norm,
-                  drop_path=drop_path * i / max(depth - 1, 1))
+            Block(
+                dim, heads, mlp_ratio, qkv_bias=True, init_values=layer_scale,
+                drop_path=drop_path * i / max(depth - 1, 1),
+                norm_layer=norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
+            )
             for i in range(depth)
         )  # fmt: skip
         self.norm = norm(dim) if final_norm else nn.Identity()
