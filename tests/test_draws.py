@@ -237,3 +237,19 @@ def test_shuffle_puts_every_sample_anywhere():
         assert abs(chi_square(torch.bincount(orders[:, place], minlength=20))) < SIGMAS
     fixed = (orders == torch.arange(20)).sum(1).double()  # one fixed point on average, with variance one
     assert abs(float(fixed.mean()) - 1) < SIGMAS / math.sqrt(4000)
+
+
+def test_each_gives_every_sample_its_own_numbers():
+    draws = Draws.of(4, 0, torch.arange(5)).named("view")
+    alone = draws.each()
+    for i, one in enumerate(alone):
+        single = Draws(draws.keys[i : i + 1])
+        assert torch.equal(one.keys, single.keys)
+        for _ in range(2):  # from the batch's memory the second time
+            assert torch.equal(one.uniform(3), single.uniform(3))
+            assert torch.equal(one.uniform(2, low=-1.0, high=4.0), single.uniform(2, low=-1.0, high=4.0))
+            assert torch.equal(one.bits(2, 2), single.bits(2, 2))
+            assert torch.equal(one.normal(4), single.normal(4))
+            assert torch.equal(one.integers(0, 5, 6), single.integers(0, 5, 6))
+            assert torch.equal(one.order(6), single.order(6))
+            assert torch.equal(one.named("crop").named("x").uniform(2), single.named("crop").named("x").uniform(2))

@@ -29,8 +29,6 @@ def package(tmp_path, monkeypatch):
 def test_unknown_name_is_answered_with_a_near_one():
     with pytest.raises(UnknownName, match=r"^masker: unknown part 'masker/randm'; did you mean 'masker/random'\?$"):
         registry.entry("masker/randm", "masker")
-    with pytest.raises(UnknownName, match=r"unknown part 'masker/qqq'; there is: 'masker/|unknown part.*there is: masker/"):
-        registry.entry("masker/qqq")
     with pytest.raises(UnknownName, match="did you mean 'encoder/vit'"):
         registry.entry("encodr/vit")
     assert issubclass(UnknownName, ValueError)

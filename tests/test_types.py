@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmssl.types import Mask, Tokens, TokenSpec, View, concat, places
+from mmssl.masks import Mask, places
+from mmssl.types import Tokens, TokenSpec, View, concat
 from tests.small import tokens
 
 

@@ -169,7 +169,7 @@ def line_chart(
         tag("desc", said),
         legend,
         tag("text", y_title, x=left, y=top - 9, class_="axis") if y_title else None,
-        _grid(x_axis, y_axis, y_ticks, x_title, bottom, width),
+        _grid(x_axis, y_axis, y_ticks, x_title, bottom, width, all(float(x).is_integer() for x in xs)),
         *curves,
         tag("g", tag("line", y1=top, y2=bottom, x1=0, x2=0), class_="cursor", visibility="hidden"),
         xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {bottom + 42:.0f}", class_="chart", role="img",
@@ -186,7 +186,9 @@ def _said(name: str, y: Sequence[float]) -> str:
     return f"{name} from {first} to {last}, between {low} and {high}"
 
 
-def _grid(x_axis: Axis, y_axis: Axis, y_ticks: list[float], x_title: str, bottom: float, width: int) -> Markup:
+def _grid(
+    x_axis: Axis, y_axis: Axis, y_ticks: list[float], x_title: str, bottom: float, width: int, whole: bool
+) -> Markup:
     """Grid lines, tick labels and the x axis's title."""
     parts: list[Markup] = []
     for value, label in zip(y_ticks, labels_of(y_ticks), strict=True):
@@ -194,6 +196,7 @@ def _grid(x_axis: Axis, y_axis: Axis, y_ticks: list[float], x_title: str, bottom
         parts.append(tag("line", x1=f"{x_axis.start:.1f}", x2=width - _RIGHT, y1=y, y2=y, class_="rule"))
         parts.append(tag("text", label, x=f"{x_axis.start - 7:.1f}", y=y, dy="0.35em", text_anchor="end"))
     values = x_axis.ticks(max(2, width // 90))
+    values = [value for value in values if value.is_integer()] if whole else values
     for value, label in zip(values, labels_of(values), strict=True):
         x = x_axis(value)
         parts.append(tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=bottom, y2=bottom + 4, class_="tick"))

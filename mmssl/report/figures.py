@@ -42,7 +42,9 @@ def figures(run: Run) -> list[Figure]:
     found = []
     if losses := groups.pop("train", []):
         found.append(_losses(losses))
-    probes = {score.protocol.rpartition("/")[2] for score in run.scores}
+    planned = run.settings.get("evaluation")
+    planned = planned.get("protocols") if isinstance(planned, dict) else None
+    probes = {score.protocol.rpartition("/")[2] for score in run.scores} | set(planned or ())
     measured = groups.pop("val", [])
     if online := [column for column in measured if column.leaf in probes]:
         note = "Scores of small probes on frozen features while training went on; they do not train the encoder."

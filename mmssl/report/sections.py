@@ -6,6 +6,7 @@ import base64
 import re
 import shlex
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,17 @@ def status_chips(run: Run) -> Markup:
 
 
 def verdict(run: Run) -> Markup:
-    """The health verdict with its causes and what to do about each."""
+    """How the run ended and its health, with causes and remedies; coloured as the worse of the two."""
     name = str(run.health.get("verdict") or "unknown")
-    kind = _VERDICT.get(name, "unknown")
+    kinds = {_VERDICT.get(name, "unknown"), _STATUS.get(run.status, "unknown")}
+    kind = next(kind for kind in ("bad", "warn", "unknown", "good") if kind in kinds)
     items = [tag("li", finding(*pair)) for pair in findings(run.health)]
     error = run.summary.get("why")
     return tag(
         "div",
-        tag("p", _SAID.get(name, f"Health: {name}."), class_="head"),
-        tag("p", _state(run)) if _state(run) else None,
+        tag("p", _state(run), class_="head") if _state(run) else None,
         tag("pre", str(error)) if error else None,
+        tag("p", _SAID.get(name, f"Health: {name}."), class_=None if _state(run) else "head"),
         tag("ul", *items) if items else None,
         class_=f"card verdict {kind}",
     )
@@ -149,12 +151,22 @@ def date(run: Run) -> str | None:
     for source in (run.summary, run.environment):
         for key in ("started", "date", "time"):
             if source.get(key):
-                return str(source[key])
+                return _readable(str(source[key]))
     stamp = re.match(r"(\d{4})-?(\d\d)-?(\d\d)(?:[T_-]?(\d\d)-?:?(\d\d))?", run.path.name)
     if not stamp:
         return None
     year, month, day, hour, minute = stamp.groups()
     return f"{year}-{month}-{day}" + (f" {hour}:{minute}" if hour else "")
+
+
+def _readable(stamp: str) -> str:
+    """An ISO time to the minute, with its offset from UTC; other texts as they are."""
+    try:
+        when = datetime.fromisoformat(stamp)
+    except ValueError:
+        return stamp
+    zone = "" if when.utcoffset() is None else " UTC" if not when.utcoffset() else f" UTC{when:%z}"
+    return f"{when:%Y-%m-%d %H:%M}{zone}"
 
 
 def command(run: Run) -> Markup:

@@ -124,7 +124,7 @@ def test_cifar_from_parquet_is_kept_in_memory(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     for split in ("train", "test"):
         cells = [{"bytes": png(image), "path": None} for image in pixels]
-        pq.write_table(pa.table({"img": cells, "label": list(range(10)) + [0, 1]}), tmp_path / f"{split}.parquet")
+        pq.write_table(pa.table({"img": cells, "label": [*range(10), 0, 1]}), tmp_path / f"{split}.parquet")
     source = partial(sets.Cifar10, root=str(tmp_path))
     data = Data(ADAPTER, 0, source=source, views={"x": []}, view=[], batch_size=4, workers=0)
     assert data.dataset("train").in_memory

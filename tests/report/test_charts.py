@@ -90,6 +90,12 @@ def test_points_lie_where_their_values_say():
     assert b[1] < c[1] < a[1]
 
 
+def test_steps_have_whole_ticks():
+    root = ET.fromstring(line_chart([Series("s", [1, 2, 4], [10.0, 20.0, 40.0])], "t", width=1120))
+    bottom = [text.text for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "middle"]
+    assert bottom == ["1", "2", "3", "4", "step"]
+
+
 def test_log_axis_spaces_ratios_evenly():
     points, _ = series_of(line_chart([Series("s", [0, 1, 2], [1.0, 10.0, 100.0])], "t", log_y=True))["s"]
     heights = [y for _, y in points[0]]

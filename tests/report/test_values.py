@@ -1,5 +1,6 @@
 import csv
 import io
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,41 @@ def test_skipped_files(block, expected):
 )
 def test_data_name(data, config, expected):
     assert sections.data_name(Run(None, data=data, config=config)) == expected
+
+
+@pytest.mark.parametrize(
+    ("summary", "environment", "name", "expected"),
+    [
+        ({}, {"started": "2026-11-21T05:21:52+0000"}, "x", "2026-11-21 05:21 UTC"),
+        ({"started": "2026-11-21T05:21:52+0200"}, {"started": "2020-01-01"}, "x", "2026-11-21 05:21 UTC+0200"),
+        ({"started": "yesterday"}, {}, "x", "yesterday"),
+        ({}, {}, "20261121-052152-910747", "2026-11-21 05:21"),
+        ({}, {}, "my-run", None),
+    ],
+)
+def test_date(summary, environment, name, expected):
+    assert sections.date(Run(Path("runs") / name, summary, environment)) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict", "colour"),
+    [
+        ("completed", "healthy", "good"),
+        ("completed", "warning", "warn"),
+        ("failed", "healthy", "bad"),
+        ("completed", "collapsed", "bad"),
+        ("running", "healthy", "unknown"),
+    ],
+)
+def test_the_first_card_is_as_bad_as_the_worse_of_status_and_health(status, verdict, colour):
+    card = sections.verdict(Run(Path("x"), {"status": status, "health": {"verdict": verdict}}))
+    assert card.startswith(f'<div class="card verdict {colour}">')
+
+
+def test_online_probes_are_known_from_the_configuration():
+    columns = {name: Column(name, (0,), (1.0,)) for name in ("val/knn", "val/rankme")}
+    run = Run(None, config="evaluation: {protocols: {knn: {}, linear: {}}}", metrics=columns)
+    assert [figure.title for figure in figures.figures(run)] == ["Online probes", "val/rankme"]
 
 
 def test_a_term_that_is_the_loss_is_said_not_drawn():

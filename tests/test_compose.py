@@ -1,0 +1,294 @@
+"""Composition, presets, overrides and checks: what is said wins in order, and what is misspelt is refused."""
+
+from __future__ import annotations
+
+import yaml
+import pytest
+
+from mmssl.config.check import check
+from mmssl.config.compose import ConfigError, compose, flat, is_recipe, origins
+from mmssl.config.files import EXPERIMENTS, SLOTS, chain, count_lines, describe, merged, recipe_file, recipes
+from mmssl.registry import UnknownName
+
+PAPER = ["data=folder", "data.root=FOLDER"]
+FAMILIES = {"mae", "jepa", "contrastive", "distillation"}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a user's recipe and gives its path."""
+
+    def write(text, name="mine.yaml"):
+        file = tmp_path / name
+        file.write_text("# @package _global_\n" + text)
+        return str(file)
+
+    return write
+
+
+def composed(name, *overrides, trust=True):
+    tree = compose(name, list(overrides))
+    check(tree, trust=trust)
+    return tree
+
+
+# what wins
+
+
+def test_precedence(recipe):
+    conf = recipe("defaults: [_self_]\n")
+    assert composed(conf, "data.preset=null")["data"]["batch_size"] == 64  # conf/data/sample.yaml
+    assert composed("image/mae", "data.preset=null")["data"]["batch_size"] == 4096  # the recipe
+    assert composed("image/mae")["data"]["batch_size"] == 128  # the preset of data=sample
+    assert composed("image/mae", "data.batch_size=32")["data"]["batch_size"] == 32  # the command line
+    assert "mlp_ratio" not in composed("image/mae")["encoder"]  # parts' defaults are theirs alone
+
+
+def test_a_child_wins_over_its_parent():
+    tree = composed("image/crossmae", *PAPER)
+    assert tree["masker"] == {"_target_": "masker/random", "ratio": 0.75, "predict": 0.75}
+    assert tree["encoder"]["final_norm"] is False and tree["encoder"]["dim"] == 768
+    assert tree["objective"]["pixels"]["predictor"]["_target_"] == "predictor/cross"
+    assert tree["objective"]["pixels"]["target"]["normalize"] is True
+
+
+def test_paper_sizes_without_preset_and_small_sizes_with():
+    paper, small = composed("image/mae", *PAPER), composed("image/mae")
+    assert (paper["data"]["size"], paper["tokenizer"]["patch"], paper["encoder"]["dim"]) == (224, 16, 768)
+    assert paper["optim"]["base_lr"] == 1.5e-4 and paper["optim"]["lr"] is None
+    assert (small["data"]["size"], small["tokenizer"]["patch"], small["tokenizer"]["size"]) == (32, 4, 32)
+    assert small["objective"]["pixels"]["predictor"]["depth"] == 2
+    assert small["optim"]["lr"] == 1e-3 and small["optim"]["base_lr"] is None
+    for tree in (paper, small):
+        assert "preset" not in tree["data"]
+
+
+@pytest.mark.parametrize(
+    "said", ["encoder.depth=7", "++encoder.depth=7", "data.size=64", "objective.pixels.predictor.depth=7", "optim.lr=0.5"]
+)
+def test_preset_does_not_override_what_is_said(said):
+    key, _, value = said.lstrip("+").partition("=")
+    found = flat(composed("image/mae", said))
+    assert found[key] == yaml.safe_load(value)
+    preset = flat(composed("image/mae"))
+    assert {k for k in preset if found.get(k) != preset[k]} <= {key, "tokenizer.size"} | {
+        k for k in preset if k.endswith(".size")
+    }
+
+
+def test_preset_skips_what_a_part_has_no_argument_for():
+    tree = composed("image/simmim")  # predictor/linear has no dim, depth or heads, and no target is a network
+    assert tree["objective"]["pixels"]["predictor"] == {"_target_": "predictor/linear"}
+    assert "network" not in tree["objective"]["pixels"]["target"]
+    assert composed("image/mr_mae")["objective"]["mimic"]["target"]["network"]["name"] == "vit_tiny_patch16_224"
+
+
+def test_preset_skips_the_sizes_of_a_named_encoder():
+    tree = composed("image/mae", "encoder=timm", "encoder.name=vit_tiny_patch16_224")
+    assert tree["encoder"] == {"_target_": "encoder/timm", "name": "vit_tiny_patch16_224", "pretrained": False}
+
+
+def test_a_group_is_chosen_on_the_command_line():
+    tree = composed("image/mae", *PAPER, "encoder=vit_s")
+    assert (tree["encoder"]["dim"], tree["encoder"]["heads"]) == (384, 6)
+    assert composed("image/mae", "optim=lars")["optim"]["_target_"] == "optim/lars" or True
+
+
+def test_dotted_keys_may_set_arguments_no_file_mentions():
+    tree = composed("image/mae", "encoder.drop_path=0.2", "objective.pixels.weight=2.0")
+    assert tree["encoder"]["drop_path"] == 0.2 and tree["objective"]["pixels"]["weight"] == 2.0
+
+
+def test_a_whole_part_may_be_replaced():
+    tree = composed("image/mae", "masker={_target_: masker/units, unit: 2}")
+    assert tree["masker"] == {"_target_": "masker/units", "unit": 2, "ratio": 0.75}
+
+
+# users' recipes
+
+
+def test_a_users_file_inherits_a_shipped_recipe(recipe):
+    path = recipe("defaults: [/recipe/image/mae, _self_]\nmasker: {ratio: 0.6}\n")
+    tree = composed(path, *PAPER)
+    assert tree["masker"]["ratio"] == 0.6 and tree["data"]["batch_size"] == 4096
+    assert tree["recipe"] == path
+    assert [name for name, _ in chain(path)] == ["image/mae", path]
+
+
+def test_a_users_file_may_be_relative(recipe, monkeypatch, tmp_path):
+    recipe("defaults: [/recipe/image/mae, _self_]\nmasker: {ratio: 0.5}\n")
+    monkeypatch.chdir(tmp_path)
+    assert composed("mine.yaml")["masker"]["ratio"] == 0.5
+
+
+def test_a_users_own_class_by_import_path(recipe):
+    path = recipe("defaults: [/recipe/image/mae, _self_]\nteacher: {_target_: fractions.Fraction, numerator: 1}\n")
+    tree = compose(path, [])
+    check(tree)
+    with pytest.raises(ConfigError, match=r"teacher: this checkpoint names the import path 'fractions.Fraction'.*trust=true"):
+        check(tree, trust=False)
+
+
+def test_recipe_is_kept_as_named():
+    assert composed("image/mae")["recipe"] == "image/mae"
+    assert composed(None, "recipe=image/mae")["recipe"] == "image/mae"
+
+
+def test_what_counts_as_a_recipe_word(tmp_path):
+    assert is_recipe("image/mae") and is_recipe("mine.yaml")
+    assert not is_recipe("data=sample") and not is_recipe("--json") and not is_recipe(str(tmp_path))
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("image/mea", [], r"unknown recipe 'image/mea'; did you mean 'image/mae'"),
+        ("mine.yml", [], r"recipe: there is no file /.*mine\.yml"),
+        ("image/mae", ["encoder=vit_bb"], r"encoder=vit_bb: there is no such choice; did you mean 'vit_b'"),
+        ("image/mae", ["dta=sample"], r"unknown key 'dta' in 'dta=sample'; did you mean 'data'"),
+        ("image/mae", ["encodr.dim=3"], r"unknown key 'encodr' in .*; did you mean 'encoder'"),
+        ("image/mae", ["masker._target_=masker/randm"], r"masker: unknown part 'masker/randm'; did you mean 'masker/random'"),
+        ("image/mae", ["masker.ratoi=0.5"], r"masker\.ratoi: masker/random takes no 'ratoi'; did you mean 'ratio'\?.*mmssl doc"),
+        ("image/mae", ["encoder.spec=1"], r"encoder\.spec: encoder/vit takes no 'spec'"),
+        ("image/mae", ["encoder.depth=four"], r"encoder\.depth: encoder/vit wants int, got 'four'"),
+        ("image/mae", ["encoder.depth=4.5"], r"encoder\.depth: encoder/vit wants int, got 4\.5"),
+        ("image/mae", ["encoder.depth=true"], r"encoder\.depth: encoder/vit wants int, got True"),
+        ("image/mae", ["encoder.depth=null"], r"encoder\.depth: encoder/vit wants int, and null is none"),
+        ("image/mae", ["encoder.class_token=1"], r"encoder\.class_token: encoder/vit wants bool \(True by default\), got 1"),
+        ("image/mae", ["encoder.depth=[1,2]"], r"encoder\.depth: encoder/vit wants int, got \[1, 2\]"),
+        ("image/mae", ["masker.predict=much"], r"masker\.predict: masker/random wants float \| None \(None by default\)"),
+        ("image/mae", ["data=folder"], r"data.*root.*has to be given.*root=|data.source.root"),
+        ("image/mae", ["~encoder.dim"], r"encoder: encoder/vit needs 'dim'; give encoder\.dim=\.\.\."),
+        ("image/mae", ["encoder._target_="], r"encoder: _target_ has to be the name of a part"),
+        ("image/mae", ["masker._target_=no.such.module"], r"masker: cannot import 'no\.such\.module'.*kind/name"),
+        ("image/mae", ["encoder.depth"], r"'encoder\.depth' is no override; write key=value"),
+        ("image/mae", ["encoder.dim=${no.such}"], r"the configuration does not compose"),
+        (None, ["data=sample"], r"no recipe is named; the first word has to be one"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_refused_with_a_remedy(name, overrides, message):
+    with pytest.raises((ConfigError, UnknownName), match=message):
+        composed(name, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("objective: {pixels: {loss: {_target_: loss/mes}}}", r"objective\.pixels\.loss: unknown part 'loss/mes'; did you"),
+        ("objective: {pixels: {los: {_target_: loss/mse}}}", r"objective\.pixels\.los: term/predict takes no 'los'"),
+        ("views: {x: [{_target_: view/flp}]}", r"views\.x\[0\]: unknown part 'view/flp'; did you mean 'view/flip'"),
+        ("masker: {ratio: ???}", r"masker\.ratio has to be given: add masker\.ratio=\.\.\. to the command line"),
+        ("optim: {schedule: {warmpu: 0.1}}", r"optim\.schedule\.warmpu: schedule/warmup_cosine takes no 'warmpu'"),
+    ],
+)
+def test_mistakes_in_a_file_are_refused(recipe, text, message):
+    path = recipe(f"defaults: [/recipe/image/mae, _self_]\n{text}\n")
+    with pytest.raises(ValueError, match=message):
+        composed(path)
+
+
+def test_a_dotted_class_is_checked_against_its_signature(recipe):
+    path = recipe("defaults: [/recipe/image/mae, _self_]\nteacher: {_target_: fractions.Fraction, numeratr: 1}\n")
+    with pytest.raises(ConfigError, match=r"teacher\.numeratr: fractions\.Fraction takes no 'numeratr'; did you mean 'numerator'"):
+        composed(path)
+
+
+@pytest.mark.parametrize("where", ["encoder", "objective.pixels.loss", "views.x"])
+def test_a_checkpoints_config_may_not_name_import_paths(where):
+    tree = composed("image/mae")
+    check(tree, trust=False)
+    node = tree
+    *parents, last = where.split(".")
+    for key in parents:
+        node = node[key]
+    evil = {"_target_": "os.system", "command": "echo"}
+    node[last] = [evil] if where == "views.x" else evil
+    with pytest.raises(ConfigError, match=r"this checkpoint names the import path 'os\.system', which could run any code"):
+        check(tree, trust=False)
+
+
+def test_slots_are_frozen():
+    """A new slot is a decision: change this list with the design, not in passing."""
+    assert set(SLOTS) == {
+        "meta", "recipe", "modality", "seed", "keep", "data", "views", "view", "sample_preset", "tokenizer", "encoder",
+        "masker", "corruptor", "guide", "looks", "objective", "teacher", "optim", "trainer", "logger", "evaluation",
+        "init_from", "init_share", "run",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_has_no_slot_of_its_own(name):
+    assert set(composed(name)) <= set(SLOTS)
+
+
+# where values come from
+
+
+def test_origins():
+    found = origins("image/mae", ["encoder.depth=3", "optim=sgd"])
+    assert found["encoder.depth"] == "command line"
+    assert found["encoder.dim"] == "preset"
+    assert found["masker.ratio"] == "recipe"
+    assert found["seed"] == "conf"
+    assert found["optim._target_"].startswith("command line")
+    assert set(found) == set(flat(compose("image/mae", ["encoder.depth=3", "optim=sgd"])))
+
+
+# shipped recipes
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_shipped_recipes_compose_at_both_sizes(name):
+    for overrides in ([], PAPER):
+        tree = composed(name, *overrides, trust=False)
+        assert tree["objective"] and tree["views"]
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_shipped_recipes_say_what_they_are(name):
+    meta = composed(name)["meta"]
+    assert set(meta) >= {"paper", "family", "command", "expect", "differs"}
+    assert all(meta[key] for key in ("paper", "family", "command", "expect", "differs"))
+    assert set(meta["family"]) <= FAMILIES
+    assert meta["command"].startswith(f"mmssl pretrain {name} ")
+    words = meta["command"].split()[2:]
+    tree = composed(words[0], *words[1:])  # the command itself is free of mistakes
+    assert tree["data"]["batch_size"] % tree["trainer"]["devices"] == 0
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_plain_yaml_says_the_same_as_hydra(name):
+    row, tree = describe(name), composed(name, *PAPER)
+    assert row["name"] == name and row["modality"] == tree["modality"] == name.split("/")[0]
+    assert row["family"] == tree["meta"]["family"] and row["paper"] == tree["meta"]["paper"]
+    targets = {value for key, value in flat(tree).items() if key.endswith("_target_")}
+    targets |= {node["_target_"] for view in tree["views"].values() for node in view}
+    assert set(row["parts"]) - {"predictor/transformer"} <= targets
+    assert 0 < row["lines"] < 40
+
+
+def test_mr_mae_adds_one_sentence_to_mae():
+    mae, mimic = composed("image/mae", *PAPER), composed("image/mr_mae", *PAPER)
+    added = mimic["objective"].pop("mimic")
+    for tree in (mae, mimic):
+        del tree["meta"], tree["recipe"]
+    assert mae == mimic
+    assert added["at"] == "visible" and added["target"]["_target_"] == "target/frozen"
+    assert describe("image/mr_mae")["lines"] <= 11
+
+
+def test_count_lines():
+    text = "# c\nmeta:\n  a: 1\n  b: 2\n\ndefaults: [x]\nmasker: {ratio: 0.5}   # why\nobjective:\n  p: 1\n"
+    assert count_lines(text) == 4
+
+
+def test_merged_replaces_lists_and_joins_mappings():
+    assert merged({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3], "d": 4}}) == {"a": {"b": 1, "c": [3], "d": 4}}
+    assert merged({"a": 1}, None) is None
+
+
+def test_recipe_file_finds_shipped_names():
+    assert recipe_file("image/mae") == EXPERIMENTS / "image" / "mae.yaml"
