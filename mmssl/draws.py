@@ -1,4 +1,4 @@
-"""Counter-based random draws: pure functions of (seed, epoch, sample, name), the same on any number of ranks or workers.
+"""Counter-based random draws: pure functions of (seed, epoch, sample, name), whatever the ranks and workers.
 
 A stream of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014) per sample, computed
 for a whole batch at once. Nothing here touches a global generator, so evaluation and monitors cannot disturb training.

@@ -52,7 +52,9 @@ def batch(count: int = 4, first: int = 0, names: tuple[str, ...] = ("x",), epoch
     return views | {"id": ids, "epoch": torch.full((count,), epoch)}
 
 
-def tokens(b: int, n: int, width: int = 5, grid: tuple[int, ...] | None = None, valid: Any = None, **more: Any) -> Tokens:
+def tokens(
+    b: int, n: int, width: int = 5, grid: tuple[int, ...] | None = None, valid: Any = None, **more: Any
+) -> Tokens:
     """Random dense tokens; coordinates are row and column where there is a grid."""
     generator = torch.Generator().manual_seed(b * 1000 + n)
     index = torch.arange(n).expand(b, n)

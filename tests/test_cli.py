@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from mmssl.cli import main
 
 TINY = [
-    "data=sample", "trainer.max_steps=4", "trainer.log_every=2", "data.batch_size=16", "encoder.dim=24", "encoder.depth=1",
-    "encoder.heads=2", "objective.pixels.predictor.dim=16", "objective.pixels.predictor.depth=1",
+    "data=sample", "trainer.max_steps=4", "trainer.log_every=2", "data.batch_size=16", "encoder.dim=24",
+    "encoder.depth=1", "encoder.heads=2", "objective.pixels.predictor.dim=16", "objective.pixels.predictor.depth=1",
     "objective.pixels.predictor.heads=2", "evaluation.limit=120",
 ]  # fmt: skip
 
@@ -42,7 +43,10 @@ REFUSED = [
     (["pretrain"], "needs a recipe"),
     (["pretrain", "image/mae", "encoder=vit_xl"], "did you mean 'vit_l'?"),
     (["pretrain", "image/mae", "maskr.ratio=0.5"], "did you mean 'masker'?"),
-    (["pretrain", "image/mae", "masker.raito=0.5"], "masker.raito: masker/random takes no 'raito'; did you mean 'ratio'?"),
+    (
+        ["pretrain", "image/mae", "masker.raito=0.5"],
+        "masker.raito: masker/random takes no 'raito'; did you mean 'ratio'?",
+    ),
     (["pretrain", "image/mae", "masker.ratio=many"], "masker.ratio: masker/random wants float"),
     (["pretrain", "image/mae", "masker.ratio=75"], "did you mean 0.75?"),
     (["pretrain", "image/mae", "masker.ratio=1.0"], "[0, 1)"),
@@ -109,13 +113,21 @@ def test_same_seed_gives_the_same_metrics(runs):
 
 
 def test_sweep_over_recipes_and_values(capsys, runs):
-    words = ["pretrain", "-m", "image/mae,image/crossmae", "masker.ratio=0.5,0.75", "--json", *TINY, "trainer.max_steps=2"]
+    words = [
+        "pretrain",
+        "-m",
+        "image/mae,image/crossmae",
+        "masker.ratio=0.5,0.75",
+        "--json",
+        *TINY,
+        "trainer.max_steps=2",
+    ]
     assert main(words) == 0
     result = json.loads(capsys.readouterr().out)
     assert len(result["jobs"]) == 4
     assert {job["status"] for job in result["jobs"]} == {"completed"}
     assert len({job["run"] for job in result["jobs"]}) == 4
-    assert json.loads(open(result["path"] + "/sweep.json").read())["status"] == "completed"
+    assert json.loads(Path(result["path"], "sweep.json").read_text())["status"] == "completed"
     recipes = {json.loads(file.read_text())["recipe"] for file in runs.rglob("summary.json")}
     assert recipes == {"image/mae", "image/crossmae"}
 
@@ -129,7 +141,15 @@ def test_one_failed_job_does_not_sink_the_sweep(capsys, runs):
 
 
 def test_nan_loss_stops_keeps_the_checkpoint_and_saves_the_batch(capsys, runs):
-    words = ["pretrain", "image/mae", "--json", *TINY, "optim.lr=1e30", "trainer.max_steps=20", "trainer.checkpoint_every=1"]
+    words = [
+        "pretrain",
+        "image/mae",
+        "--json",
+        *TINY,
+        "optim.lr=1e30",
+        "trainer.max_steps=20",
+        "trainer.checkpoint_every=1",
+    ]
     assert main(words) == 1
     captured = capsys.readouterr()
     summary = json.loads(captured.out)

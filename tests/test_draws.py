@@ -58,7 +58,13 @@ def test_mix_equals_the_definition(value):
 
 def test_bits_equal_the_published_sequence():
     """The first outputs of SplitMix64 with state 1234567, as its reference implementation prints them."""
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert unsigned(Draws(torch.tensor([1234567])).bits(5)) == expected
 
 
@@ -128,7 +134,9 @@ STREAMS = {
     "over samples": lambda: Draws.of(0, 0, torch.arange(100_000)).uniform(1),
     "over epochs": lambda: Draws.of(0, torch.arange(100_000), torch.zeros(100_000, dtype=torch.long)).uniform(1),
     "over seeds": lambda: torch.cat([Draws.of(s, 0, torch.arange(50)).uniform(1) for s in range(1000)]),
-    "over names": lambda: torch.cat([Draws.of(0, 0, torch.arange(50)).named(f"use {s}").uniform(1) for s in range(1000)]),
+    "over names": lambda: torch.cat(
+        [Draws.of(0, 0, torch.arange(50)).named(f"use {s}").uniform(1) for s in range(1000)]
+    ),
 }
 
 

@@ -60,7 +60,9 @@ def test_two_files_may_not_share_a_name(package):
 
 
 def test_only_plain_decorators_at_top_level_count(package):
-    (package / "__init__.py").write_text('@register("kind/root")\ndef root(spec, /, width, *, depth: int = 3): "Doc."\n')
+    (package / "__init__.py").write_text(
+        '@register("kind/root")\ndef root(spec, /, width, *, depth: int = 3): "Doc."\n'
+    )
     (package / "sub").mkdir()
     (package / "sub" / "part.py").write_text(
         '@register("kind/plain")\n@other\nclass Plain:\n    """Says."""\n'

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -15,13 +14,13 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from yaml import YAMLError
 
 from mmssl import registry
 from mmssl.config.files import CONF, EXPERIMENTS, GROUPS, SLOTS, options, recipe_file
@@ -100,7 +99,8 @@ def _normal(override: str) -> str:
     if key == "recipe":
         values = [str(recipe_file(name)) if name.endswith((".yaml", ".yml")) else name for name in value.split(",")]
         return f"recipe={','.join(values)}"
-    if equals and "." in key and not key.startswith(("+", "~", "hydra.")):
+    # a whole part in braces merges like dotted keys do; Hydra refuses names that the old part did not write
+    if equals and ("." in key or value.startswith("{")) and not key.startswith(("+", "~", "hydra.")):
         return f"++{override}"
     return override
 
@@ -151,15 +151,23 @@ def compose(recipe: str | None, given: list[str]) -> dict[str, Any]:
     preset = _applicable(first, first["data"].pop("preset", None) or [], overrides)
     tree = _compose([overrides[0], *preset, *overrides[1:]]) if preset else first
     tree["data"].pop("preset", None)
-    name = next(o for o in overrides if o.startswith("recipe=")).partition("=")[2]
-    tree["recipe"] = name if name in _names() else str(name)
+    _switch_parts(tree, overrides)
+    tree["recipe"] = next(o for o in overrides if o.startswith("recipe=")).partition("=")[2]
     return tree
 
 
-def _names() -> list[str]:
-    from mmssl.config.files import recipes
-
-    return recipes()
+def _switch_parts(tree: dict[str, Any], overrides: list[str]) -> None:
+    """Where the command line puts another part in a place, arguments that only the old part takes go."""
+    said = {o.partition("=")[0].lstrip("+~"): o.partition("=")[2] for o in overrides}
+    for key, name in said.items():
+        if not key.endswith("._target_") or name not in registry.entries():
+            continue
+        node: Any = tree
+        for step in key.split(".")[:-1]:
+            node = node[step]
+        for argument in [a for a in node if a != "_target_" and a not in registry.entry(name).arguments]:
+            if f"{key.removesuffix('_target_')}{argument}" not in said:
+                del node[argument]
 
 
 def _compose(overrides: list[str]) -> dict[str, Any]:
@@ -169,7 +177,10 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra_compose("run", overrides=overrides)
         tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    except (HydraException, ConfigCompositionException, OverrideParseException, OmegaConfBaseException) as error:
+    except InterpolationToMissingValueError as error:
+        key = str(error).partition("Missing mandatory value: ")[2].split("\n")[0] or "a value"
+        raise ConfigError(f"{key} has to be given: add {key}=... to the command line") from error
+    except (HydraException, OverrideParseException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"the configuration does not compose: {error}") from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
@@ -250,13 +261,3 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
         return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}{key}.").items()}
     return {prefix[:-1]: tree}
-
-
-def parse(overrides: list[str]) -> list[Any]:
-    """Hydra's own reading of overrides, for sweeps."""
-    return OverridesParser.create().parse_overrides(overrides)
-
-
-def is_recipe(word: str) -> bool:
-    """Whether a word of the command line can only be meant as a recipe."""
-    return "=" not in word and not word.startswith("-") and not Path(word).is_dir()

@@ -54,8 +54,8 @@ def reconstructions(folder: Path, tree: Mapping[str, Any], data: Any, module: An
             sheet,
             title="Masks and reconstructions",
             caption=f"Training samples: as augmented; as the encoder saw them ({hidden:.0%} hidden); with the "
-            f"prediction of term “{name}” in the hidden places. Standardised predictions are shown with each token's own "
-            "mean and deviation.",
+            f"prediction of term “{name}” in the hidden places. Standardised predictions are shown with each token's "
+            "own mean and deviation.",
             alt=f"{count} rows of three pictures: original, masked, reconstructed",
         )
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmssl.config import build
 from mmssl.run import checkpoints, directory, scoring
@@ -59,7 +61,10 @@ def train(tree: dict[str, Any], command: list[str]) -> Run:
         checkpoints.init_from(module, tree["init_from"], tree["init_share"])
     data.set_share(rank=0, world=settings.world or 1, accumulate=settings.accumulate)
     module.steps = planned_steps(settings, len(data.train_dataloader()))
-    run = directory.create(home(tree))
+    # Lightning starts the other processes of a machine with the same command; they join the first one's directory.
+    joined = os.environ.get("MMSSL_JOIN") if int(os.environ.get("LOCAL_RANK", "0")) else None
+    run = Path(joined) if joined else directory.create(home(tree))
+    os.environ["MMSSL_JOIN"] = str(run)
     extra = _record(run, tree, facts, command)
     recorder = _Recorder(run, tree, data, module, settings, extra)
     recorder.write("running")
@@ -123,7 +128,7 @@ class _Recorder:
             self.write("diverged", why=str(error))
             print(f"mmssl: {error}", file=sys.stderr)
             return self._finish("diverged", why=str(error))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SIGTERMException):
             return self._finish("stopped")
         except BaseException as error:
             self.write("failed", why=f"{type(error).__name__}: {error}")
