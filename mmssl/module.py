@@ -70,7 +70,7 @@ class SSLModule(lightning.LightningModule):
         self.objective = nn.ModuleDict({name: term(plan) for name, term in objective.items()})
         self.latest: dict[str, Tensor] = {}
         self.steps = 0
-        self._followed = -1
+        self._led = -1
 
     def _twin(self, name: str, module: nn.Module) -> nn.Module:
         return module if self.teacher is None else self.teacher.twin(name, module)
@@ -115,17 +115,16 @@ class SSLModule(lightning.LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert not isinstance(optimizer, list)
         self.lr = self.optim.set(optimizer, self.progress)
-        self._follow("before")
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """A teacher that follows after the optimizer step does so now."""
-        self._follow("after")
-
-    def _follow(self, when: str) -> None:
-        """Once per optimizer step, also while gradients accumulate."""
-        if self.teacher is not None and self.teacher.on == when and self._followed != self.global_step:
-            self._followed = self.global_step
+        if self.teacher is not None and self.teacher.on == "before" and self._led != self.global_step:
+            self._led = self.global_step  # once per optimizer step, also while gradients accumulate
             self.teacher.follow(self.progress)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps; a teacher that follows after the step does so before any callback looks."""
+        progress = self.progress
+        super().optimizer_step(*args, **kwargs)
+        if self.teacher is not None and self.teacher.on == "after":
+            self.teacher.follow(progress)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over everything that trains."""

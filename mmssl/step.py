@@ -126,8 +126,9 @@ class Look:
             other = self.step[self.spec.mask.removeprefix("~")].mask
             return other.invert() if self.spec.mask.startswith("~") else other
         assert self.spec.masker is not None, f"look {self.spec.name!r} has no masker"
+        tokens, score = self.tokens, self.score  # kept for all who ask later, so not without gradient
         with torch.no_grad():
-            return self.spec.masker(self.tokens, self.draws.named("mask"), self.step.progress, self.score)
+            return self.spec.masker(tokens, self.draws.named("mask"), self.step.progress, score)
 
     @cached_property
     def seen(self) -> Tokens:

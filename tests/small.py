@@ -10,6 +10,8 @@ import torch
 from mmssl.config import build
 from mmssl.types import Tokens, View
 
+torch.set_num_threads(1)  # everything is small: threads would only wait for one another
+
 FACTS = {"channels": 3, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
 VIT = {"_target_": "encoder/vit", "dim": 32, "depth": 2, "heads": 4}
 DECODER = {"_target_": "predictor/transformer", "dim": 32, "depth": 1, "heads": 4}

@@ -154,7 +154,6 @@ def test_recipe_is_kept_as_named():
     assert composed(None, "recipe=image/mae")["recipe"] == "image/mae"
 
 
-
 # refusals
 
 
@@ -199,8 +198,11 @@ def test_mistakes_are_refused_with_a_remedy(name, overrides, message):
         ),
         ("objective: {pixels: {los: {_target_: loss/mse}}}", r"objective\.pixels\.los: term/predict takes no 'los'"),
         ("views: {x: [{_target_: view/flp}]}", r"views\.x\[0\]: unknown part 'view/flp'; did you mean 'view/flip'"),
-        ("masker: {predict: '???'}", r"masker\.predict has to be given: add masker\.predict=\.\.\. to the command line"),
-        ("masker: {ratio: 0.5", r"does not compose.*mine\.yaml"),
+        (
+            "masker: {predict: '???'}",
+            r"masker\.predict has to be given: add masker\.predict=\.\.\. to the command line",
+        ),
+        ("masker: {ratio: 0.5", r"(?s)does not compose.*mine\.yaml"),
         ("optim: {schedule: {warmpu: 0.1}}", r"optim\.schedule\.warmpu: schedule/warmup_cosine takes no 'warmpu'"),
     ],
 )
@@ -316,3 +318,27 @@ def test_merged_replaces_lists_and_joins_mappings():
 
 def test_recipe_file_finds_shipped_names():
     assert recipe_file("image/mae") == EXPERIMENTS / "image" / "mae.yaml"
+
+
+def test_another_part_does_not_inherit_what_only_the_old_one_takes():
+    tree = composed("image/mae", "optim._target_=optim/lars", "optim.trust=0.01")
+    assert tree["optim"]["_target_"] == "optim/lars" and "betas" not in tree["optim"]
+    assert tree["optim"]["trust"] == 0.01 and tree["optim"]["weight_decay"] == 0.05
+    with pytest.raises(ConfigError, match=r"optim\.betas: optim/lars takes no 'betas'"):
+        composed("image/mae", "optim._target_=optim/lars", "optim.betas=[0.9,0.95]")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.rot=FOLDER", "did you mean 'root'"),
+        ("evaluation.limt=5", "did you mean 'limit'"),
+        ("looks={x: {maskr: null}}", "did you mean 'masker'"),
+        ("looks={x: {}, y: {views: [x], mask: z}}", "looks.y.mask"),
+        ("seed=hello", "seed"),
+        ("keep=both", "student"),
+    ],
+)
+def test_mistakes_outside_of_parts_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        composed("image/mae", override)

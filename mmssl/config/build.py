@@ -11,6 +11,7 @@ import torch
 
 from mmssl.config.check import locate
 from mmssl.config.compose import ConfigError
+from mmssl.config.slots import check_looks
 from mmssl.module import SSLModule
 from mmssl.nn.network import Network
 from mmssl.registry import entry
@@ -80,14 +81,13 @@ def looks(tree: Mapping[str, Any], accepts: str, dim: int) -> dict[str, LookSpec
     Raises:
         ConfigError: when masker, corruptor and encoder do not go together, or a name is unknown.
     """
+    check_looks(tree)
     named = tree.get("looks") or {view: {} for view in tree["views"]}
     found = {}
     for name, said in named.items():
         said = said or {}
         where = f"looks.{name}"
         views = tuple(said.get("views", [name]))
-        if missing := [view for view in views if view not in tree["views"]]:
-            raise ConfigError(f"{where}: there is no view {missing[0]!r}; views: {', '.join(tree['views'])}")
         shared = said.get("mask")
         masker = None if shared else make(said.get("masker", tree.get("masker")), f"{where}.masker")
         corruptor = _corruptor(said.get("corruptor", tree.get("corruptor")), accepts, dim)

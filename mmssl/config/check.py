@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmssl.config.compose import ConfigError
+from mmssl.config.slots import check_slots
 from mmssl.registry import Argument, entry, suggest
 
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
@@ -31,6 +32,8 @@ def check(tree: Any, where: str = "", trust: bool = True) -> None:
         if tree == "???":
             raise ConfigError(f"{where} has to be given: add {where}=... to the command line")
         return
+    if not where and "objective" in tree:
+        check_slots(tree)
     if "_target_" in tree:
         _check_part(tree, where, trust)
     for key, value in tree.items():
@@ -104,7 +107,7 @@ def _check_arguments(
 
 def _check_value(value: Any, argument: Argument, where: str, name: str) -> None:
     """Compares plain values with plain annotations; anything else is left to the part itself."""
-    if argument.annotation is None or isinstance(value, dict):
+    if argument.annotation is None or isinstance(value, dict) or value == "???":  # missing: `check` says so
         return
     words = {word.strip() for word in argument.annotation.split("|")}
     if value is None:

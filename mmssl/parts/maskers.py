@@ -63,16 +63,19 @@ class Random:
         if tokens.valid is not None:
             return self._ragged(noise, tokens.valid)
         rank = torch.argsort(torch.argsort(noise, dim=1, stable=True), dim=1)
-        keep = int(n * (1 - self.ratio))
-        skip = 0 if self.predict is None else int(n * (self.ratio - self.predict))
+        keep, skip = self._counts(n)
         return Mask(rank < keep, (rank >= keep + skip).unsqueeze(1), None, keep, n - keep - skip)
+
+    def _counts(self, n: int) -> tuple[int, int]:
+        """How many of n tokens stay visible, and how many are hidden but not asked for."""
+        return int(n * (1 - self.ratio)), 0 if self.predict is None else int(n * (self.ratio - self.predict))
 
     def _ragged(self, noise: Tensor, valid: Tensor) -> Mask:
         """Each sample keeps its share of its own valid tokens; padding is neither visible nor asked for."""
         rank = torch.argsort(torch.argsort(noise.masked_fill(~valid, 2.0), dim=1, stable=True), dim=1)
-        count = valid.sum(1, keepdim=True)
-        keep = (count * (1 - self.ratio)).long()
-        skip = 0 if self.predict is None else (count * (self.ratio - self.predict)).long()
+        # a table, not float32 arithmetic on the device: a sample keeps as many as it would in a batch without padding
+        table = torch.tensor([self._counts(n) for n in range(valid.shape[1] + 1)], device=valid.device)
+        keep, skip = table[valid.sum(1)].unsqueeze(-1).unbind(1)
         return Mask(rank < keep, ((rank >= keep + skip) & valid).unsqueeze(1))
 
 

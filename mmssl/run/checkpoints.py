@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import sys
@@ -123,7 +124,8 @@ def init_from(module: nn.Module, source: str, share: float) -> str:
         state = content["state_dict"]
     else:
         known = entry(f"format/{kind}", "init_from").load()
-        state = known(read(file, allow=getattr(known, "allow", None)), module)
+        # official training scripts save their command line beside the weights; nothing else is let in
+        state = known(read(file, allow=[argparse.Namespace] if kind.startswith("official/") else None), module)
     report = fill(module, state, share, source)
     print(report, file=sys.stderr)
     return report

@@ -62,17 +62,23 @@ def reconstructions(folder: Path, tree: Mapping[str, Any], data: Any, module: An
 
 
 def neighbours(
-    folder: Path, tree: Mapping[str, Any], data: Any, split: str, x: np.ndarray, y: np.ndarray, count: int = 8
+    folder: Path,
+    tree: Mapping[str, Any],
+    data: Any,
+    split: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    ids: torch.Tensor,
+    count: int = 8,
 ) -> None:
     """Nearest neighbours of some samples, and a map of the features along their first two principal axes."""
     adapter, classes = build.adapter(tree), data.splits[split].classes
-    chosen = data.chosen(split, len(x))
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     queries = np.linspace(0, len(x) - 1, count).astype(int)
     near = np.argsort(-(unit[queries] @ unit.T), axis=1)[:, 1:7]
 
     def drawn(rows: np.ndarray) -> list[np.ndarray]:
-        return [adapter.picture(sample) for _, sample in data.plain(split, chosen[torch.from_numpy(rows)].tolist())]
+        return [adapter.picture(sample) for _, sample in data.plain(split, ids[torch.from_numpy(rows)].tolist())]
 
     labels = None
     if classes and (y >= 0).all():

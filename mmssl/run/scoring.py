@@ -55,7 +55,7 @@ def score(tree: dict[str, Any], data: Any, network: Any, fresh: Callable[[int], 
         partial(batches, "train"),
         partial(batches, split),
         lambda: (raw_features(data, "train", adapter, limit), raw_features(data, split, adapter, limit)),
-        build.make(said["protocols"], "evaluation.protocols"),
+        {name: p for name, p in build.make(said["protocols"], "evaluation.protocols").items() if p is not None},
         said["pool"],
     )
 
@@ -102,7 +102,14 @@ def draw(run: Path, tree: dict[str, Any], data: Any, module: Any) -> None:
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
     split = "test" if "test" in data.splits else "train"
+    ids: list[torch.Tensor] = []
+
+    def noted() -> Iterable[Mapping[str, Any]]:
+        for batch in data.eval_loader(split, 1000):
+            ids.append(batch["id"])  # unreadable samples are left out, so places are not indices
+            yield batch
+
     with untouched(), torch.inference_mode():
         reconstructions(folder, tree, data, module)
-        features = embed(module.kept.eval(), data.eval_loader(split, 1000), tree["evaluation"]["pool"])
-        neighbours(folder, tree, data, split, np.asarray(features.x), np.asarray(features.y))
+        features = embed(module.kept.eval(), noted(), tree["evaluation"]["pool"])
+        neighbours(folder, tree, data, split, np.asarray(features.x), np.asarray(features.y), torch.cat(ids))
