@@ -15,7 +15,7 @@ from mmssl.cli import main
 TINY = [
     "data=sample", "trainer.max_steps=4", "trainer.log_every=2", "data.batch_size=16", "encoder.dim=24",
     "encoder.depth=1", "encoder.heads=2", "objective.pixels.predictor.dim=16", "objective.pixels.predictor.depth=1",
-    "objective.pixels.predictor.heads=2", "evaluation.limit=120",
+    "objective.pixels.predictor.heads=2", "evaluation.limit=120", "evaluation.protocols.linear=null",
 ]  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import yaml
 import pytest
+import yaml
 
 from mmssl.config.check import check
 from mmssl.config.compose import ConfigError, compose, flat, origins

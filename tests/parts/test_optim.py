@@ -30,7 +30,9 @@ def test_peak_rate_scales_with_the_batch():
 
 @pytest.mark.parametrize(("lr", "base_lr"), [(1e-3, 1e-4), (None, None)])
 def test_exactly_one_rate_is_given(lr, base_lr):
-    message = rf"[Ee]xactly one of optim\.lr .* and optim\.base_lr .*got optim\.lr={lr} and optim\.base_lr={base_lr}.*=null"
+    message = (
+        rf"[Ee]xactly one of optim\.lr .* and optim\.base_lr .*got optim\.lr={lr} and optim\.base_lr={base_lr}.*=null"
+    )
     with pytest.raises(ValueError, match=message):
         peak_rate(lr, base_lr, 256, 64)
     for make in MAKERS.values():

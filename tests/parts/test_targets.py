@@ -102,7 +102,9 @@ def test_frozen_features_are_timms(mimic):
     network = mimic.objective["pixels"].target._network[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, global_pool="", img_size=32, patch_size=8).eval()
+        model = timm.create_model(
+            "vit_tiny_patch16_224", num_classes=0, global_pool="", img_size=32, patch_size=8
+        ).eval()
     known = timm.get_pretrained_cfg("vit_tiny_patch16_224")
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (known.mean, known.std))
     with torch.no_grad():
@@ -139,7 +141,9 @@ def test_a_frozen_network_on_another_grid_is_refused(mimic):
             )(view)  # fmt: skip
 
     mimic.objective["pixels"].target._network = (Other(),)
-    with pytest.raises(ValueError, match=r"target/frozen: the frozen network has tokens on \(2, 2\), the student on \(4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"target/frozen: the frozen network has tokens on \(2, 2\), the student on \(4, 4\)"
+    ):
         answered(mimic)
 
 
