@@ -9,7 +9,7 @@ from typing import Any
 
 from mmssl.compat import check_trio
 from mmssl.config.check import check
-from mmssl.config.compose import ConfigError, compose, overrides_of
+from mmssl.config.compose import ConfigError, compose
 
 
 def resolve(recipe: str | None, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def pretrain(recipe: str | None, overrides: list[str] | None = None) -> Any:
     tree = resolve(recipe, overrides)
     from mmssl.run.training import train
 
-    return train(tree, ["mmssl", "pretrain", *overrides_of(recipe, list(overrides or []))])
+    return train(tree, ["mmssl", "pretrain", *([recipe] if recipe else []), *(overrides or [])])
 
 
 def build(recipe: str, overrides: list[str] | None = None) -> tuple[Any, Any]:

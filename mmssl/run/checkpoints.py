@@ -6,7 +6,6 @@ import argparse
 import os
 import pickle
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def read(path: str | Path, allow: list[Any] | None = None) -> dict[str, Any]:
             f"{file} holds more than tensors and plain containers and could run code when it is loaded, so it is not "
             f"({str(error).splitlines()[0]}). Convert it to plain tensors where you trust it."
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # bytes that are no checkpoint break the readers in any way, KeyError among them
         raise ConfigError(
             f"{file} ({file.stat().st_size} bytes) is truncated or no checkpoint ({error}). Copy it again, or take "
             "another checkpoint of the run."

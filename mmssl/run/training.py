@@ -122,7 +122,7 @@ class _Recorder:
             self.module.to("cpu")
             self.write("running")
             self.scores = scoring.final(self.tree, self.data, self.module)
-            scoring.draw(self.run, self.tree, self.data, self.module)
+            self._draw()
             return self._finish("completed")
         except Diverged as error:
             self.write("diverged", why=str(error))
@@ -133,6 +133,15 @@ class _Recorder:
         except BaseException as error:
             self.write("failed", why=f"{type(error).__name__}: {error}")
             raise
+
+    def _draw(self) -> None:
+        """Draws the run's pictures; weights and scores are there by now, and no picture is worth losing them."""
+        try:
+            scoring.draw(self.run, self.tree, self.data, self.module)
+        except Exception as error:
+            warnings.warn(
+                f"the pictures of {self.run} could not be drawn ({type(error).__name__}: {error})", stacklevel=2
+            )
 
     def _finish(self, status: str, why: str | None = None) -> Run:
         summary = self.write(status, why)
