@@ -7,14 +7,13 @@ import yaml
 
 from mmssl.config.check import check
 from mmssl.config.compose import ConfigError, compose, flat, origins
-from mmssl.config.files import CONF, EXPERIMENTS, SLOTS, chain, count_lines, describe, merged, recipe_file, recipes
+from mmssl.config.files import CONF, SLOTS, chain, recipes
 from mmssl.registry import UnknownName
 
 PAPER = ["data=folder", "data.root=FOLDER"]
 PRESET = dict(
     entry.split("=") for entry in yaml.safe_load((CONF / "modality" / "image.yaml").read_text())["sample_preset"]
 )
-FAMILIES = {"mae", "jepa", "contrastive", "distillation"}
 
 
 @pytest.fixture
@@ -261,63 +260,6 @@ def test_origins():
     assert found["seed"] == "conf"
     assert found["optim._target_"].startswith("command line")
     assert set(found) == set(flat(compose("image/mae", ["encoder.depth=3", "optim=sgd"])))
-
-
-# shipped recipes
-
-
-@pytest.mark.parametrize("name", recipes())
-def test_shipped_recipes_compose_at_both_sizes(name):
-    for overrides in ([], PAPER):
-        tree = composed(name, *overrides, trust=False)
-        assert tree["objective"] and tree["views"]
-
-
-@pytest.mark.parametrize("name", recipes())
-def test_shipped_recipes_say_what_they_are(name):
-    meta = composed(name)["meta"]
-    assert set(meta) >= {"paper", "family", "command", "expect", "differs"}
-    assert all(meta[key] for key in ("paper", "family", "command", "expect", "differs"))
-    assert set(meta["family"]) <= FAMILIES
-    assert meta["command"].startswith(f"mmssl pretrain {name} ")
-    words = meta["command"].split()[2:]
-    tree = composed(words[0], *words[1:])  # the command itself is free of mistakes
-    assert tree["data"]["batch_size"] % tree["trainer"]["devices"] == 0
-
-
-@pytest.mark.parametrize("name", recipes())
-def test_plain_yaml_says_the_same_as_hydra(name):
-    row, tree = describe(name), composed(name, *PAPER)
-    assert row["name"] == name and row["modality"] == tree["modality"] == name.split("/")[0]
-    assert row["family"] == tree["meta"]["family"] and row["paper"] == tree["meta"]["paper"]
-    targets = {value for key, value in flat(tree).items() if key.endswith("_target_")}
-    targets |= {node["_target_"] for view in tree["views"].values() for node in view}
-    assert set(row["parts"]) - {"predictor/transformer"} <= targets
-    assert 0 < row["lines"] < 40
-
-
-def test_mr_mae_adds_one_sentence_to_mae():
-    mae, mimic = composed("image/mae", *PAPER), composed("image/mr_mae", *PAPER)
-    added = mimic["objective"].pop("mimic")
-    for tree in (mae, mimic):
-        del tree["meta"], tree["recipe"]
-    assert mae == mimic
-    assert added["at"] == "visible" and added["target"]["_target_"] == "target/frozen"
-    assert describe("image/mr_mae")["lines"] <= 11
-
-
-def test_count_lines():
-    text = "# c\nmeta:\n  a: 1\n  b: 2\n\ndefaults: [x]\nmasker: {ratio: 0.5}   # why\nobjective:\n  p: 1\n"
-    assert count_lines(text) == 4
-
-
-def test_merged_replaces_lists_and_joins_mappings():
-    assert merged({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3], "d": 4}}) == {"a": {"b": 1, "c": [3], "d": 4}}
-    assert merged({"a": 1}, None) is None
-
-
-def test_recipe_file_finds_shipped_names():
-    assert recipe_file("image/mae") == EXPERIMENTS / "image" / "mae.yaml"
 
 
 def test_another_part_does_not_inherit_what_only_the_old_one_takes():
