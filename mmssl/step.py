@@ -130,6 +130,11 @@ class Look:
         with torch.no_grad():
             return self.spec.masker(tokens, self.draws.named("mask"), self.step.progress, score)
 
+    @property
+    def row(self) -> Tensor | None:
+        """The sample each mask row belongs to; None where rows are samples in order, or nothing is masked."""
+        return None if self.spec.masker is None and self.spec.mask is None else self.mask.row
+
     @cached_property
     def seen(self) -> Tokens:
         """What the encoder makes of the view through mask and corruptor; of the whole where there is no corruptor."""

@@ -88,10 +88,15 @@ def crossmae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]
             (r"decoder_pred\.(.+)", rf"{_PIXELS}.head.\1"),
         ],
     )
+    own = module.state_dict()
     for name in [name for name in state if name.endswith(".attn.q.weight")]:
         base = name.removesuffix("q.weight")
         keys, values = state.pop(base + "kv.weight").chunk(2)
-        state |= {base + "q_proj_weight": state.pop(name), base + "k_proj_weight": keys, base + "v_proj_weight": values}
+        query = state.pop(name)
+        if base + "in_proj_weight" in own:
+            state[base + "in_proj_weight"] = torch.cat([query, keys, values])
+        else:
+            state |= {base + "q_proj_weight": query, base + "k_proj_weight": keys, base + "v_proj_weight": values}
         biases = (state.pop(base + "q.bias"), state.pop(base + "kv.bias"))
         state[base + "in_proj_bias"] = torch.cat(biases)
     return _patches(state)

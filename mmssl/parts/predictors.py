@@ -136,9 +136,13 @@ class CrossBlock(nn.Module):
     def reset(self, memory: int, dim: int) -> None:
         """Xavier-uniform as for one matrix that gives keys and values together, which is how CrossMAE draws them."""
         bound = math.sqrt(6.0 / (memory + 2 * dim))
-        nn.init.xavier_uniform_(self.attn.q_proj_weight)
-        nn.init.uniform_(self.attn.k_proj_weight, -bound, bound)
-        nn.init.uniform_(self.attn.v_proj_weight, -bound, bound)
+        # torch joins the three matrices where both widths are equal
+        joined = self.attn.in_proj_weight
+        parts = (self.attn.q_proj_weight, self.attn.k_proj_weight, self.attn.v_proj_weight)
+        query, key, value = parts if joined is None else joined.data.chunk(3)
+        nn.init.xavier_uniform_(query)
+        nn.init.uniform_(key, -bound, bound)
+        nn.init.uniform_(value, -bound, bound)
         nn.init.zeros_(self.attn.in_proj_bias)
 
     def forward(self, x: Tensor, memory: Tensor, padding: Tensor | None) -> Tensor:

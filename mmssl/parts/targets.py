@@ -114,8 +114,8 @@ def _rows(look: Look, query: Tokens) -> Tensor | None:
     """The sample each row of a query belongs to, None where rows are samples in order."""
     samples, rows = look.tokens.index.shape[0], query.index.shape[0]
     if rows == samples:
-        return look.mask.row if look.spec.masker is not None or look.spec.mask is not None else None
-    owner = look.mask.row
+        return look.row
+    owner = look.row
     masks = samples if owner is None else len(owner)
     each = torch.arange(masks, device=query.index.device).repeat_interleave(rows // masks)
     return each if owner is None else owner[each]

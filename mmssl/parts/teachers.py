@@ -45,6 +45,11 @@ class EMA(nn.Module):
                 return self.twins[name]
         raise KeyError(f"the teacher has no twin of this {type(module).__name__}")
 
+    def copy(self) -> None:
+        """Makes every twin equal to its student, as at the start: for students that were filled from a file."""
+        for name, student in self._students.items():
+            self.twins[name].load_state_dict(student.state_dict())
+
     @torch.no_grad()
     def follow(self, progress: float) -> None:
         """One step of every twin towards its student; floating buffers average, others are copied."""

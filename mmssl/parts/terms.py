@@ -21,7 +21,8 @@ def regions(look: Look, at: str) -> tuple[Tensor, Tensor | None]:
     if at == "visible":
         index, valid = look.mask.visible_index
         return index.unsqueeze(1), None if valid is None else valid.unsqueeze(1)
-    return look.tokens.index.unsqueeze(1), None
+    index = look.tokens.index if look.row is None else look.tokens.index[look.row]
+    return index.unsqueeze(1), None
 
 
 @register("term/predict")
@@ -73,7 +74,7 @@ class Predict(nn.Module):
         """The tokens asked for, with their clean raw values, and what is predicted there, (r k, t, o)."""
         look = step[self.look]
         index, valid = regions(look, self.at)
-        row, seen, k = look.mask.row, look.seen, index.shape[1]
+        row, seen, k = look.row, look.seen, index.shape[1]
         if k > 1:
             every = torch.arange(index.shape[0], device=index.device).repeat_interleave(k)
             row = every if row is None else row[every]

@@ -85,7 +85,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], share: float, source: s
     Args:
         module: what to fill.
         state: tensors by the module's own names.
-        share: smallest share of the module's parameters that has to be loaded.
+        share: smallest share of the parameters of the module's networks that has to be loaded; predictors, heads and
+            twins may start anew, as published encoders come without them.
         source: where the tensors come from, for messages.
 
     Returns:
@@ -96,15 +97,17 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], share: float, source: s
     """
     own = module.state_dict()
     fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    parameters = dict(module.named_parameters())
-    total = sum(p.numel() for p in parameters.values())
-    loaded = sum(p.numel() for name, p in parameters.items() if name in fits)
+    sizes = {name: p.numel() for name, p in module.named_parameters() if not name.startswith("teacher.")}
+    core = [name for name in sizes if name.startswith("networks.")] or list(sizes)
+    total, encoder = sum(sizes.values()), sum(sizes[name] for name in core)
+    loaded, kept = (sum(sizes[name] for name in chosen if name in fits) for chosen in (sizes, core))
     shapes = [f"{n} {tuple(v.shape)} for {tuple(own[n].shape)}" for n, v in state.items() if n in own and n not in fits]
     report = (
-        f"{source}: {len(fits)} of {len(state)} tensors loaded, {loaded / max(total, 1):.1%} of {total:,} parameters"
-        + (f"; not in the file: {', '.join([n for n in parameters if n not in fits][:4])}" if loaded < total else "")
+        f"{source}: {len(fits)} of {len(state)} tensors loaded, {loaded / max(total, 1):.1%} of {total:,} parameters, "
+        f"{kept / max(encoder, 1):.1%} of the encoder's {encoder:,}"
+        + (f"; not in the file: {', '.join([n for n in sizes if n not in fits][:4])}" if loaded < total else "")
     )
-    if loaded < share * total:
+    if kept < share * encoder:
         wrong = f" Shapes that differ: {'; '.join(shapes[:3])}." if shapes else ""
         raise ConfigError(
             f"init_from: {report}. That is below init_share={share:g}, so the file is probably of another architecture."
@@ -126,5 +129,8 @@ def init_from(module: nn.Module, source: str, share: float) -> str:
         # official training scripts save their command line beside the weights; nothing else is let in
         state = known(read(file, allow=[argparse.Namespace] if kind.startswith("official/") else None), module)
     report = fill(module, state, share, source)
+    teacher = getattr(module, "teacher", None)
+    if teacher is not None and not any(name.startswith("teacher.") for name in state):
+        teacher.copy()
     print(report, file=sys.stderr)
     return report

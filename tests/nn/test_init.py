@@ -79,15 +79,11 @@ def statistics(values):
 
 
 CASES = [(name, key) for name in MODELS for key in golden(name)[1]]
-XFAIL = pytest.mark.xfail(reason="encoder/beit embeds patches Xavier-uniform; SimMIM draws them as its other weights")
 
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [
-        pytest.param(*case, marks=XFAIL) if case == ("simmim_vit", "encoder.patch_embed.proj.weight") else case
-        for case in CASES
-    ],
+    [case for case in CASES],
 )
 def test_initial_weights_are_distributed_as_the_authors(name, key):
     values = official(name)[key]

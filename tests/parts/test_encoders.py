@@ -288,7 +288,6 @@ def test_a_sequence_is_no_map():
         ours(images(1))
 
 
-@pytest.mark.xfail(reason="TimmViT does not resize its position table, while encoder/vit does")
 def test_timms_vision_transformers_take_another_size():
     ours = timm_network("test_vit")
     larger = ours(images(1, size=64))

@@ -237,9 +237,6 @@ def test_cross_keeps_off_padding():
     torch.testing.assert_close(padded, part(short, asked(whole, 1, 2)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.xfail(
-    reason="nn.MultiheadAttention joins its matrices where both widths are equal, and reset expects three"
-)
 def test_cross_may_be_as_wide_as_the_encoder():
     part = Cross(SPEC, 16, 6, TAPS, dim=16, depth=1, heads=4)
     whole, kept = seen(width=16, taps=True)

@@ -60,7 +60,6 @@ def test_given_values_alone_are_in_the_loss():
     torch.testing.assert_close(total, error[query.given].sum())
 
 
-@pytest.mark.xfail(reason="terms.regions gives one row per sample for at=all, while rows are one per mask")
 def test_all_tokens_with_several_masks_per_sample():
     part = module(
         objective={"pixels": PIXELS | {"at": "all", "predictor": {"_target_": "predictor/linear"}}},
@@ -73,7 +72,6 @@ def test_all_tokens_with_several_masks_per_sample():
     assert float(part.objective["pixels"](part.begin(batch()))[1]) == 128
 
 
-@pytest.mark.xfail(reason="term/predict asks for the mask even where it needs none: AssertionError instead of a loss")
 def test_all_tokens_without_a_masker():
     part = module(masker=None, corruptor=None, objective={"pixels": PIXELS | {"at": "all", "predictor": {"_target_": "predictor/linear"}}})  # fmt: skip
     assert float(part.objective["pixels"](part.begin(batch()))[1]) == 64

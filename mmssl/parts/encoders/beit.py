@@ -50,7 +50,7 @@ class BEiT(nn.Module):
         super().__init__()
         if spec.grid is None or len(spec.grid) != 2:
             raise ValueError(f"encoder/beit needs tokens on a two-dimensional grid (got grid {spec.grid})")
-        self.dim, self.depth = dim, depth
+        self.dim, self.depth, self.raw = dim, depth, spec.raw
         self.tap_names = tap_names(depth)
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.prefix = nn.Parameter(torch.empty(1, 1, dim))
@@ -68,6 +68,11 @@ class BEiT(nn.Module):
         scale_by_depth_(self.blocks)
         nn.init.zeros_(self.bias.relative_position_bias_table)
         nn.init.trunc_normal_(self.prefix, std=0.02, a=-0.02, b=0.02)
+
+    def stem(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Initial weights of the patch embedding: drawn as those of the blocks, with zero bias."""
+        weight = nn.init.trunc_normal_(torch.empty(self.dim, self.raw), std=0.02, a=-0.02, b=0.02)
+        return weight, torch.zeros(self.dim)
 
     def forward(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
         """Encodes all tokens of a grid, `x` (b, n, dim)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmssl.nn.patches import coordinates, fold
@@ -101,9 +102,12 @@ class TimmViT(nn.Module):
         offset = 0 if self.class_only else count
         prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens]
         if self.pos_embed is not None:
-            x = x + self.pos_embed[0, offset:][tokens.index]
+            table = self.pos_embed
+            if tokens.grid is not None and tokens.grid != self.grid:
+                table = resample_abs_pos_embed(table, list(tokens.grid), list(self.grid), offset)
+            x = x + table[0, offset:][tokens.index]
             if offset:
-                prefix = [torch.cat(prefix, 1) + self.pos_embed[:, :offset]]
+                prefix = [torch.cat(prefix, 1) + table[:, :offset]]
         x = self.norm_pre(torch.cat([*prefix, x], 1))
         x, kept = walk(self.blocks, x, taps, attn_mask=key_mask(tokens, count))
         x = self.norm(x)
