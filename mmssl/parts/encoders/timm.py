@@ -104,7 +104,8 @@ class TimmViT(nn.Module):
         if self.pos_embed is not None:
             table = self.pos_embed
             if tokens.grid is not None and tokens.grid != self.grid:
-                table = resample_abs_pos_embed(table, list(tokens.grid), list(self.grid), offset)
+                old, new = list(self.grid or ()), list(tokens.grid)
+                table = resample_abs_pos_embed(table, new, old, offset)  # type: ignore[operator]  # a decorated function whose type the stubs lose
             x = x + table[0, offset:][tokens.index]
             if offset:
                 prefix = [torch.cat(prefix, 1) + table[:, :offset]]
