@@ -24,7 +24,8 @@ def main(mmssl: str = "mmssl") -> int:
     for recipe in recipes:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as root:
-            command = [mmssl, "pretrain", recipe, "data=sample", "trainer.max_steps=2", f"run.root={root}", "--json"]
+            short = ["data=sample", "trainer.max_steps=2", "evaluation.limit=200", f"run.root={root}"]
+            command = [mmssl, "pretrain", recipe, *short, "--json"]
             done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         good = done.returncode == 0 and json.loads(done.stdout)["steps"] == 2
         print(f"{'ok' if good else 'FAILED':8}{time.perf_counter() - start:6.1f} s  {recipe}", flush=True)

@@ -83,7 +83,7 @@ def test_is_the_one_imported(away, tmp_path):
 def test_lists_and_trains_away_from_the_checkout(away, tmp_path):
     mmssl, env = away.with_name("mmssl"), outside(tmp_path)
     assert "image/mae" in run(mmssl, "list", "recipes", cwd=tmp_path, env=env).stdout
-    command = ["pretrain", "image/mae", "data=sample", "trainer.max_steps=2", "--json"]
+    command = ["pretrain", "image/mae", "data=sample", "trainer.max_steps=2", "evaluation.limit=200", "--json"]
     printed = json.loads(run(mmssl, *command, cwd=tmp_path, env=env).stdout)
     (written,) = (tmp_path / "runs" / "image" / "mae").glob("*/summary.json")
     assert json.loads(written.read_text()) == printed
