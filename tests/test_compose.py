@@ -50,7 +50,7 @@ def test_precedence(recipe):
 
 def test_a_child_wins_over_its_parent():
     tree = composed("image/crossmae", *PAPER)
-    assert tree["masker"] == {"_target_": "masker/random", "ratio": 0.75, "predict": 0.75}
+    assert tree["masker"] == {"_target_": "masker/random", "ratio": 0.75}
     assert tree["encoder"]["final_norm"] is False and tree["encoder"]["dim"] == 768
     assert tree["objective"]["pixels"]["predictor"]["_target_"] == "predictor/cross"
     assert tree["objective"]["pixels"]["target"]["normalize"] is True
