@@ -61,12 +61,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, look: Look, query: Tokens) -> Tensor:
         """Features of the tokens asked for, (r, t, d)."""
-        row = _rows(look, query)
-        taught = look.taught
-        assert taught.x is not None
-        values = taught.x if row is None else taught.x[row]
-        values = values.gather(1, query.index.unsqueeze(-1).expand(-1, -1, values.shape[-1])).float()
-        return F.layer_norm(values, values.shape[-1:]) if self.normalize else values
+        return _at(look, query, look.taught, self.normalize)
 
 
 @register("target/frozen")
@@ -104,10 +99,16 @@ class Frozen(nn.Module):
                 f"target/frozen: the frozen network has tokens on {features.grid}, the student on {look.tokens.grid}; "
                 "give both the same input size and patch"
             )
-        row = _rows(look, query)
-        values = features.x if row is None else features.x[row]
-        values = values.gather(1, query.index.unsqueeze(-1).expand(-1, -1, values.shape[-1])).float()
-        return F.layer_norm(values, values.shape[-1:]) if self.normalize else values
+        return _at(look, query, features, self.normalize)
+
+
+def _at(look: Look, query: Tokens, features: Tokens, normalize: bool) -> Tensor:
+    """Features of whole samples at the places of a query, (r, t, d), standardised over d where asked."""
+    assert features.x is not None
+    row = _rows(look, query)
+    values = features.x if row is None else features.x[row]
+    values = values.gather(1, query.index.unsqueeze(-1).expand(-1, -1, values.shape[-1])).float()
+    return F.layer_norm(values, values.shape[-1:]) if normalize else values
 
 
 def _rows(look: Look, query: Tokens) -> Tensor | None:
