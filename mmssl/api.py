@@ -91,11 +91,9 @@ def evaluate(
     from mmssl.config import build as parts
     from mmssl.run import scoring
     from mmssl.run.loading import load as read
-    from mmssl.run.loading import load_timm
 
-    name = source.removeprefix("timm:")
     if source.startswith("timm:"):
-        tree = _foreign(name, overrides)
+        tree = _foreign(source.removeprefix("timm:"), overrides)
         loaded = None
     else:
         loaded = read(source, trust)
@@ -103,7 +101,7 @@ def evaluate(
     data = parts.data(tree)
     tree["evaluation"]["protocols"] = _chosen(tree["evaluation"]["protocols"], protocols)
     facts = data.facts() if loaded is None else loaded.facts
-    network = load_timm(name, tree, facts).network if loaded is None else loaded.network
+    network = parts.network(tree, facts).eval() if loaded is None else loaded.network
     scores = scoring.score(tree, data, network, partial(parts.fresh_network, tree, facts))
     if loaded is not None:
         print(f"scored {loaded.file}, the {loaded.branch}", file=sys.stderr)

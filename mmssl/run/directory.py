@@ -7,7 +7,6 @@ import os
 import platform
 import secrets
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from mmssl.config.compose import ConfigError
+from mmssl.report.markup import replace_file
 
 
 def root(given: str | None = None) -> Path:
@@ -46,18 +46,9 @@ def create(parent: Path) -> Path:
     raise ConfigError(f"run.root: no free directory name under {parent} after ten tries")
 
 
-def write(path: Path, text: str | bytes) -> None:
+def write(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a kill, sees the old content or the new, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_file(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,13 +84,6 @@ def load(path: str | Path, trust: bool = False) -> Loaded:
             f"{file} does not hold the encoder its configuration describes: {' '.join(lines[1:4])}"
         ) from error
     return Loaded(network.eval(), tree, facts, file, tree["keep"])
-
-
-def load_timm(name: str, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> Loaded:
-    """A timm model as an encoder for the data of a configuration."""
-    tree = dict(tree)
-    network = build.network(tree, facts)
-    return Loaded(network.eval(), tree, dict(facts), None, name)
 
 
 @register("network/run")
