@@ -230,7 +230,7 @@ def preview(rest: list[str], flags: list[str]) -> int:
     from mmssl.run.pictures import preview as draw
 
     data = build.data(tree)
-    draw(tree, data, build.module(tree, data.facts()), out)
+    draw(data, build.module(tree, data.facts()), out)
     emit(flags, {"verb": "preview", "schema": 1, "file": str(out)}, lambda: f"wrote {out}")
     return 0
 

@@ -45,18 +45,20 @@ class Draws:
         self.keys = keys
 
     @classmethod
-    def of(cls, seed: int, epoch: int | Tensor, samples: Tensor) -> Draws:
+    def of(cls, seed: int, epoch: int | Tensor, samples: Tensor, copy: Tensor | None = None) -> Draws:
         """Draws of the given samples in one epoch.
 
         Args:
             seed: the run's seed.
             epoch: the epoch, one number or one per sample.
             samples: ids of the samples in their data set, (b,) int64.
+            copy: which of a sample's repetitions in the batch each row is, (b,) int64; None without repetition.
         """
         samples = samples.to(torch.int64)
         epochs = torch.as_tensor(epoch, dtype=torch.int64, device=samples.device)
         base = _mix(torch.full_like(samples, seed) * _GAMMA + 1)
-        return cls(_mix(_mix(base + epochs * _GAMMA) + samples * _GAMMA))
+        keys = _mix(_mix(base + epochs * _GAMMA) + samples * _GAMMA)
+        return cls(keys if copy is None else _mix(keys + (copy + 1) * _GAMMA))
 
     def named(self, name: str) -> Draws:
         """An independent stream, for one use of randomness: each use has a name of its own."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mask:
-    """Where tokens (or edges) are hidden. Several masks per sample are several rows.
+    """Where tokens (or edges) are hidden. Several masks per sample are several rows; a packed batch is one row.
 
     Args:
         visible: what the encoder may see, (r, n) bool.
@@ -21,8 +21,10 @@ class Mask:
             then one gather, without waiting for the device.
         target_count: number of tokens of every target block, likewise.
         loss: the set a loss is taken over where it is not `targets`, (r, k, n) bool.
-        source: for elements whose value is replaced by that of another element, its flat place, (r, n) int64; -1
-            elsewhere (GraphMAE's noise nodes, VIME's swapped cells).
+        source: for tokens whose value is replaced by that of another, the other's flat place in the global batch
+            (ranks in order), (r, n) int64; -1 elsewhere (GraphMAE's noise nodes, VIME's swapped cells).
+        elements: where only some raw values of a token are hidden, which: (r, n, v) bool. Losses are then taken over
+            these values of the tokens asked for (TERA's time spans and frequency bands).
     """
 
     visible: Tensor
@@ -32,6 +34,7 @@ class Mask:
     target_count: int | None = None
     loss: Tensor | None = None
     source: Tensor | None = None
+    elements: Tensor | None = None
 
     @property
     def hidden(self) -> Tensor:

@@ -98,13 +98,13 @@ class SSLModule(lightning.LightningModule):
         """The weighted sum of all terms, scaled so that averaging over ranks gives the global objective."""
         step = self.begin(batch)
         sums, weights = zip(*(term(step) for term in self.objective.values()), strict=True)
-        scale, total = 1.0, torch.stack([w.detach().float() for w in weights])
+        scale, total = 1.0, torch.cat([w.detach().float().reshape(-1) for w in weights])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(total)
             scale = float(dist.get_world_size())
-        loss = sums[0].new_zeros(())
+        loss, counts = sums[0].new_zeros(()), total.split([w.numel() for w in weights])
         for i, (name, term) in enumerate(self.objective.items()):
-            value = sums[i] / total[i].clamp(min=1e-12)
+            value = (sums[i].reshape(-1) / counts[i].clamp(min=1e-12)).sum()
             loss = loss + scale * term.weight * value
             self.latest[name] = value.detach()
         self.latest["loss"] = loss.detach() / scale

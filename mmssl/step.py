@@ -67,7 +67,7 @@ class Step:
     """The looks of one training step.
 
     Args:
-        batch: views by name, `id` and `epoch` per sample, perhaps labels and side channels.
+        batch: views by name, `id` and `epoch` per sample, perhaps `copy`, labels and side channels.
         specs: how each look is made.
         networks: the networks that looks name, each with `tokenizer`, `embed` and `encoder`.
         teacher: gives the twin of a module; None where the run has no teacher.
@@ -85,7 +85,7 @@ class Step:
         progress: float = 0.0,
     ) -> None:
         self.batch, self.networks, self.teacher, self.progress = batch, networks, teacher, progress
-        self.draws = Draws.of(seed, batch["epoch"], batch["id"])
+        self.draws = Draws.of(seed, batch["epoch"], batch["id"], batch.get("copy"))
         self._looks = {name: Look(self, spec) for name, spec in specs.items()}
 
     def __getitem__(self, name: str) -> Look:
@@ -141,24 +141,26 @@ class Look:
         corruptor, taps = self.spec.corruptor, tuple(sorted(self.spec.taps))
         if corruptor is None:
             return self.whole
-        draws, tokens = self.draws.named("corrupt"), self.tokens
+        draws, tokens, embed = self.draws.named("corrupt"), self.tokens, self.network.embed
+        # an embedding with statistics over all tokens (a batch norm) has to see them all
+        late = corruptor.on == "embedded" or (corruptor.on == "tokens" and getattr(embed, "whole", False))
         if corruptor.on == "view":
             tokens = self._cut([corruptor(view, self, draws) for view in self.views])
-        elif corruptor.on == "tokens":
+        elif not late:
             tokens = corruptor(tokens, self.mask, draws)
-        tokens = self.network.embed(tokens)
-        if corruptor.on == "embedded":
+        tokens = embed(tokens)
+        if late:
             tokens = corruptor(tokens, self.mask, draws)
         return self.network.encoder(tokens, taps)
 
     @cached_property
     def whole(self) -> Tokens:
         """What the encoder makes of all of it, with gradient."""
-        return self.network.encoder(self.network.embed(self.tokens), tuple(sorted(self.spec.taps)))
+        return self.network.encode(self.tokens, tuple(sorted(self.spec.taps)))
 
     @cached_property
     def taught(self) -> Tokens:
         """What the teacher makes of all of it, without gradient; the student itself where the run has no teacher."""
         network = self.network if self.step.teacher is None else self.step.teacher.of(self.network)
         with torch.no_grad():
-            return network.encoder(network.embed(self.tokens), tuple(sorted(self.spec.taught_taps)))
+            return network.encode(self.tokens, tuple(sorted(self.spec.taught_taps)))

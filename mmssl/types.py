@@ -7,6 +7,7 @@ d width, v raw values of a token, p coordinates.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class TokenSpec:
         grid: tokens per axis, where tokens lie on a grid; its product is the number of tokens.
         cell: size of a grid cell in input samples per axis, for instance (16, 16) pixels.
         channels: channels of the input, where it has any.
+        count: number of tokens where every sample has the same, but they lie on no grid (groups of points).
     """
 
     raw: int
@@ -54,16 +56,12 @@ class TokenSpec:
     grid: tuple[int, ...] | None = None
     cell: tuple[int, ...] | None = None
     channels: int | None = None
+    count: int | None = None
 
     @property
     def length(self) -> int | None:
         """Number of tokens where every sample has the same, else None."""
-        if self.grid is None:
-            return None
-        length = 1
-        for side in self.grid:
-            length *= side
-        return length
+        return self.count if self.grid is None else math.prod(self.grid)
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,10 @@ class Tokens:
     """What every modality becomes. Dense: every field starts with (b, n). Packed: with (n,), and `sample` says whose.
 
     Args:
-        raw: what each token was made of (pixels, bins, offsets, features, cells), (b, n, v). No objective needs to ask
-            which modality it is.
+        raw: what each token was made of (pixels, bins, offsets, features, cells), (b, n, v). No objective asks for the
+            modality.
         pos: coordinates, (b, n, p): (row, col), (time, row, col), (x, y, z), (column).
-        index: place of each token in the full sequence, (b, n) int64.
+        index: place of each token in the full sequence of its sample, (b, n) int64.
         x: embeddings, (b, n, d); None until the embedding has run.
         valid: False for padding only, (b, n); None means that all are valid.
         given: False for what is naturally missing: hidden, never in a loss, may be asked for; None means all given.
@@ -87,6 +85,7 @@ class Tokens:
         prefix: class and register tokens in front of the sequence, (b, q, d).
         taps: named intermediate layers, each (b, q + n, d) with the prefix in front.
         samples: number of samples of a packed batch, a plain int so that nothing waits for the device.
+        count: number of tokens of the full sequence where it is the same for all samples, but there is no grid.
     """
 
     raw: Tensor
@@ -104,6 +103,7 @@ class Tokens:
     prefix: Tensor | None = None
     taps: dict[str, Tensor] = field(default_factory=dict)
     samples: int | None = None
+    count: int | None = None
 
     @property
     def packed(self) -> bool:
@@ -115,20 +115,23 @@ class Tokens:
         return dataclasses.replace(self, **changes)
 
     def take(self, index: Tensor, row: Tensor | None = None, valid: Tensor | None = None) -> Tokens:
-        """The tokens at `index` of a dense batch.
+        """The tokens at `index`, without prefix, taps and edges.
 
         Args:
-            index: positions in this sequence, (r, t) int64.
-            row: which sample each of the r rows reads, (r,); None where r = b in order.
+            index: positions in this sequence, (r, t) int64; of a packed batch (1, t), over the flattened tokens.
+            row: which sample each of the r rows reads, (r,); None where r = b in order, and for a packed batch.
             valid: False where an index is only padding, (r, t).
 
         Returns:
-            Tokens (r, t, ...) without prefix and taps.
+            Tokens (r, t, ...), or packed tokens (t, ...).
         """
+        assert not self.packed or (row is None and valid is None), "a packed batch is one row"
 
         def pick(field: Tensor | None) -> Tensor | None:
             if field is None:
                 return None
+            if self.packed:
+                return field[index[0]]
             field = field if row is None else field[row]
             if field.dim() == 2:
                 return field.gather(1, index)
@@ -139,18 +142,24 @@ class Tokens:
             kept = valid if kept is None else kept & valid
         return self.but(
             raw=pick(self.raw), pos=pick(self.pos), index=pick(self.index), x=pick(self.x), valid=kept,
-            given=pick(self.given), stream=pick(self.stream), prefix=None, taps={},
+            given=pick(self.given), stream=pick(self.stream), sample=pick(self.sample) if self.packed else None,
+            edges=None, edge_attr=None, edge_weight=None, prefix=None, taps={},
         )  # fmt: skip
 
     def at(self, query: Tokens, values: Tensor | None = None) -> Tensor:
         """Embeddings at the places of `query`, (b, t, d); every place asked for must be among these tokens.
 
         Args:
-            query: tokens whose `index` says which places are wanted.
+            query: tokens whose `index` (and `sample`, where packed) says which places are wanted.
             values: what to look up instead of `x`, (b, n, ...).
         """
         values = self.x if values is None else values
         assert values is not None
+        if self.sample is not None:
+            assert query.sample is not None and self.samples is not None
+            count = self.sample.new_zeros(self.samples).index_add_(0, self.sample, torch.ones_like(self.sample))
+            start = torch.cumsum(count, 0) - count
+            return values[start[query.sample] + query.index]
         if self.index is query.index:
             return values
         size = int(self.length)
@@ -163,11 +172,8 @@ class Tokens:
     def length(self) -> int:
         """Number of places of the full sequence these tokens were taken from."""
         if self.grid is not None:
-            length = 1
-            for side in self.grid:
-                length *= side
-            return length
-        return int(self.index.max()) + 1
+            return math.prod(self.grid)
+        return int(self.index.max()) + 1 if self.count is None else self.count
 
     def pool(self, how: str = "mean") -> Tensor:
         """One vector per sample, (b, d).

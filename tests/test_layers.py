@@ -13,7 +13,7 @@ from mmssl import registry
 
 # Left to right in the order of DESIGN: a module imports from its own row and the rows above, never from below.
 LAYERS = [
-    ("compat", "draws", "masks", "registry", "types"),
+    ("compat", "draws", "masks", "ranks", "registry", "types"),
     ("data", "step"),
     ("nn",),
     ("parts",),

@@ -75,7 +75,7 @@ def _without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
     return dict(node) | {key: value for key, value in off.items() if key in known}
 
 
-def looks(tree: Mapping[str, Any], accepts: str, dim: int) -> dict[str, LookSpec]:
+def looks(tree: Mapping[str, Any], main: Network) -> dict[str, LookSpec]:
     """The looks of a run: those under `looks:`, or one per view with the run's masker and corruptor.
 
     Raises:
@@ -90,7 +90,7 @@ def looks(tree: Mapping[str, Any], accepts: str, dim: int) -> dict[str, LookSpec
         views = tuple(said.get("views", [name]))
         shared = said.get("mask")
         masker = None if shared else make(said.get("masker", tree.get("masker")), f"{where}.masker")
-        corruptor = _corruptor(said.get("corruptor", tree.get("corruptor")), accepts, dim)
+        corruptor = _corruptor(said.get("corruptor", tree.get("corruptor")), main)
         if corruptor is not None and masker is None and shared is None and corruptor.on != "view":
             raise ConfigError(f"{where}: a corruptor needs a masker that says what is hidden")
         found[name] = LookSpec(
@@ -99,11 +99,11 @@ def looks(tree: Mapping[str, Any], accepts: str, dim: int) -> dict[str, LookSpec
     return found
 
 
-def _corruptor(node: Any, accepts: str, dim: int) -> Any:
+def _corruptor(node: Any, main: Network) -> Any:
     if node is None:
         return None
-    built = make(node, "corruptor")
-    corruptor = built(accepts, dim) if callable(built) and isinstance(built, partial) else built
+    built, accepts = make(node, "corruptor"), main.encoder.accepts
+    corruptor = built(main.spec, accepts, main.dim) if callable(built) and isinstance(built, partial) else built
     needs = getattr(corruptor, "needs", (accepts,))
     if accepts not in needs:
         raise ConfigError(
@@ -122,7 +122,7 @@ def module(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> SSLModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(tree["seed"])
         main = network(tree, facts)
-        specs = looks(tree, main.encoder.accepts, main.dim)
+        specs = looks(tree, main)
         return _call(
             "objective",
             SSLModule,
@@ -130,7 +130,7 @@ def module(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> SSLModule:
             specs,
             make(tree["objective"], "objective"),
             make(tree["optim"], "optim"),
-            tree["data"]["batch_size"],
+            facts["samples"] if tree["data"]["batch_size"] == "full" else tree["data"]["batch_size"],
             teacher=make(tree.get("teacher"), "teacher"),
             seed=tree["seed"],
             keep=tree["keep"],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mmssl.data.source import Adapter, Dataset
+from mmssl.data.source import Adapter, BadSample, Dataset
 from mmssl.draws import Draws
 from mmssl.types import View
 
@@ -44,6 +44,7 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         seed: seed of the views' draws.
         channels: what samples are converted to; None leaves them.
         replace: an unreadable sample is replaced by the next readable one; else left out.
+        repeats: rows of each sample, with draws of their own.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         seed: int,
         channels: int | None,
         replace: bool,
+        repeats: int = 1,
     ) -> None:
         self.dataset, self.adapter, self.views = dataset, adapter, views
-        self.seed, self.channels, self.replace = seed, channels, replace
+        self.seed, self.channels, self.replace, self.repeats = seed, channels, replace, repeats
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -67,29 +69,35 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
         """The batch of some pairs: one View per name, `id`, `epoch`, `label` where there are labels, and `bad`."""
-        samples, kept, bad = [], [], []
-        for epoch, index in pairs:
-            sample, place = self._read(index, bad)
-            if place is not None:
-                samples.append(sample)
-                kept.append((epoch, place))
-        if not kept:
+        bad: list[str] = []
+        read = [(epoch, *self._read(index, bad)) for epoch, index in pairs]
+        found = [(epoch, place, sample) for epoch, place, sample in read if place is not None]
+        made = self._make(found)
+        rows = []
+        for (epoch, place, _), views in zip(found, made, strict=True):
+            rows.append((epoch, place, views) if views is not None else self._another(epoch, place, bad))
+        rows = [row for row in rows if row is not None]
+        if not rows:
             raise Unreadable(f"data.bad_share: no sample of a batch can be read, {bad[0]} first")
-        epoch, index = torch.tensor(kept).unbind(1)
+        epoch, index = (torch.tensor([row[i] for row in rows]).repeat_interleave(self.repeats) for i in range(2))
         batch: dict[str, Any] = {"id": index, "epoch": epoch, "bad": list(dict.fromkeys(bad))}
+        if self.repeats > 1:
+            batch["copy"] = torch.arange(self.repeats).repeat(len(rows))
         if self.dataset.labels is not None:
             batch["label"] = self.dataset.labels[index]
-        draws = Draws.of(self.seed, epoch, index)
-        return batch | {name: self._view(name, ops, samples, draws) for name, ops in self.views.items()}
+        return batch | {
+            name: View(self.adapter.collate([one for row in rows for one in row[2][name]]), self.adapter.name)
+            for name in self.views
+        }
 
-    def _read(self, index: int, bad: list[str]) -> tuple[Any, int | None]:
+    def _read(self, index: int, bad: list[str]) -> tuple[int | None, Any]:
         """The sample and its place; the next readable one where this cannot be read."""
         reason, tries = None, min(_IN_A_ROW, len(self.dataset)) if self.replace else 1
         for step in range(tries):
             place = (index + step) % len(self.dataset)
             sample, reason = try_read(self.dataset, place)
             if reason is None:
-                return sample if self.channels is None else self.adapter.convert(sample, self.channels), place
+                return place, sample if self.channels is None else self.adapter.convert(sample, self.channels)
             bad.append(self.dataset.name(place))
         if not self.replace:
             return None, None
@@ -98,15 +106,46 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
             f"one: {reason}. Check data.root"
         )
 
-    def _view(self, name: str, ops: Sequence[Op], samples: list[Any], draws: Draws) -> View:
+    def _another(self, epoch: int, place: int, bad: list[str]) -> tuple[int, int, dict[str, list[Any]]] | None:
+        """The next sample whose views can be made, in place of one whose views cannot."""
+        for _ in range(min(_IN_A_ROW, len(self.dataset))):
+            bad.append(self.dataset.name(place))
+            if not self.replace:
+                return None
+            found, sample = self._read((place + 1) % len(self.dataset), bad)
+            assert found is not None
+            place = found
+            views = self._make([(epoch, place, sample)])[0]
+            if views is not None:
+                return epoch, place, views
+        raise Unreadable(f"data.bad_share: no view of {_IN_A_ROW} samples in a row can be made, the last {bad[-1]}")
+
+    def _make(self, rows: list[tuple[int, int, Any]]) -> list[dict[str, list[Any]] | None]:
+        """The views of each sample, `repeats` of each; None where a view operation found it unreadable."""
+        if not rows:
+            return []
+        epoch, place = (torch.tensor([row[i] for row in rows]).repeat_interleave(self.repeats) for i in range(2))
+        copy = torch.arange(self.repeats).repeat(len(rows)) if self.repeats > 1 else None
+        draws = Draws.of(self.seed, epoch, place, copy)
         # The place of an operation is part of its stream's name: the same one twice in a view draws twice.
-        streams = [draws.named(f"view/{name}/{place}").each() for place in range(len(ops))]
-        made = []
-        for row, sample in enumerate(samples):
-            for op, stream in zip(ops, streams, strict=True):
-                sample = op(sample, stream[row])
-            made.append(sample)
-        return View(self.adapter.collate(made), self.adapter.name)
+        streams = {
+            name: [draws.named(f"view/{name}/{i}").each() for i in range(len(ops))] for name, ops in self.views.items()
+        }
+        return [self._views(sample, range(i * self.repeats, (i + 1) * self.repeats), streams)
+                for i, (_, _, sample) in enumerate(rows)]  # fmt: skip
+
+    def _views(self, sample: Any, rows: range, streams: Mapping[str, list[list[Draws]]]) -> dict[str, list[Any]] | None:
+        made: dict[str, list[Any]] = {name: [] for name in self.views}
+        try:
+            for name, ops in self.views.items():
+                for row in rows:
+                    one = sample
+                    for op, stream in zip(ops, streams[name], strict=True):
+                        one = op(one, stream[row])
+                    made[name].append(one)
+        except BadSample:
+            return None
+        return made
 
 
 class Skipped:
@@ -144,7 +183,8 @@ class Skipped:
             raise Unreadable(
                 f"data.bad_share={self.share}: {len(self.names)} of {total} samples cannot be read: "
                 f"{', '.join(self.names[:5])}{', ...' if len(self.names) > 5 else ''}. The reason for {new[0]}: "
-                f"{try_read(dataset, place)[1]}. Repair or remove them, or raise data.bad_share"
+                f"{try_read(dataset, place)[1] or 'it opens, but cannot be decoded'}. Repair or remove them, or raise "
+                "data.bad_share"
             )
 
 

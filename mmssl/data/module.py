@@ -36,7 +36,10 @@ class Data(lightning.LightningDataModule):
         source: called with the adapter, gives the splits.
         views: operations of each training view by its name.
         view: operations of the one view that evaluation uses, named `x`.
-        batch_size: samples of a global batch, over all ranks and accumulation steps.
+        batch_size: samples of a global batch, over all ranks and accumulation steps; `full` for all of train in every
+            step (one large graph).
+        repeats: rows of each sample in a training batch, with augmentations and masks of their own (MAE-ST: 4); the
+            batch size counts samples before they are repeated.
         workers: worker processes of a loader; `auto` is 0 for data in memory on at most two cores, else one less than
             there are cores, at most 8.
         size: input size, for views and facts; what it measures is the modality's matter.
@@ -47,8 +50,6 @@ class Data(lightning.LightningDataModule):
         root: where the data lie; sources refer to it as `${data.root}`.
     """
 
-    unit = "sample"
-
     def __init__(
         self,
         adapter: Adapter,
@@ -57,7 +58,8 @@ class Data(lightning.LightningDataModule):
         source: Callable[[Adapter], Source],
         views: dict[str, Sequence[Op]],
         view: Sequence[Op],
-        batch_size: int,
+        batch_size: int | str,
+        repeats: int = 1,
         workers: int | str = "auto",
         size: int | None = None,
         channels: int | None = None,
@@ -68,13 +70,17 @@ class Data(lightning.LightningDataModule):
         super().__init__()
         if workers != "auto" and not (isinstance(workers, int) and workers >= 0):
             raise ValueError(f"data.workers has to be 'auto' or a number from 0 on (got {workers!r})")
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size has to be at least 1 (got {batch_size})")
+        if batch_size != "full" and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ValueError(f"data.batch_size has to be a number from 1 on, or 'full' (got {batch_size!r})")
+        if repeats < 1:
+            raise ValueError(f"data.repeats has to be at least 1 (got {repeats})")
         if not 0 <= bad_share < 1:
             raise ValueError(f"data.bad_share has to be at least 0 and below 1 (got {bad_share})")
-        self.adapter, self.seed, self.source = adapter, seed, source
+        self.adapter, self.seed = adapter, seed
+        self.source = source(adapter)
+        self.repeats, self.full, self._said = repeats, batch_size == "full", batch_size
         self.views, self.view = {name: list(ops) for name, ops in views.items()}, list(view)
-        self.batch_size, self.workers, self.size, self.channels = batch_size, workers, size, channels
+        self.workers, self.size, self.channels = workers, size, channels
         self.memory_mb, self.root = memory_mb, root
         self._skipped = Skipped(bad_share)
         self._kept: dict[str, Dataset] = {}
@@ -85,9 +91,20 @@ class Data(lightning.LightningDataModule):
     @cached_property
     def splits(self) -> dict[str, Dataset]:
         """Data sets by split, as the source gives them."""
-        splits = self.source(self.adapter).splits()
+        parts = None if self.full else getattr(self.source, "seeds", None)
+        splits = self.source.splits() if parts is None else parts()
         assert "train" in splits, f"{self.source} gives no train split"
         return splits
+
+    @property
+    def unit(self) -> str:
+        """What labels belong to and evaluation gives a row to: `sample`, or `token` (nodes, points)."""
+        return getattr(self.source, "unit", "sample")
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a global batch."""
+        return self._said if isinstance(self._said, int) else len(self.splits["train"])
 
     @property
     def skipped(self) -> list[str]:
@@ -115,19 +132,27 @@ class Data(lightning.LightningDataModule):
         """
         if self._facts is None:
             fingerprints = [f"{name}:{dataset.fingerprint()}" for name, dataset in sorted(self.splits.items())]
-            self._facts = self.adapter.facts(self._measured()) | {
+            facts = self.adapter.facts(self._measured()) | {
                 "size": self.size,
                 "classes": self.splits["train"].classes,
                 "samples": len(self.splits["train"]),
                 "splits": {name: len(dataset) for name, dataset in self.splits.items()},
                 "fingerprint": digest(fingerprints),
             }
+            self.use(facts)
+        assert self._facts is not None
         return self._facts
+
+    def use(self, facts: dict[str, Any]) -> None:
+        """Takes facts over that were fitted before: an encoder that was trained with them is met again."""
+        self._facts = facts
+        if hasattr(self.adapter, "use"):
+            self.adapter.use(facts)
 
     def _measured(self) -> Iterator[Any]:
         """The samples that facts are fitted on: the same for every seed."""
         dataset = self.dataset("train")
-        for i in shuffle(len(dataset), 0, 0)[:_MEASURED].sort().values.tolist():
+        for i in shuffle(len(dataset), 0, 0)[: getattr(self.adapter, "measured", _MEASURED)].sort().values.tolist():
             sample, reason = try_read(dataset, i)
             good, bad = ([i], []) if reason is None else ([], [dataset.name(i)])
             self._skipped.note("train", dataset, torch.tensor(good, dtype=torch.int64), bad)
@@ -141,6 +166,12 @@ class Data(lightning.LightningDataModule):
             ValueError: where `data.batch_size` does not divide, naming the nearest sizes that do.
         """
         parts = world * accumulate
+        if self.full and parts > 1:
+            raise ValueError(
+                f"data.batch_size=full makes one step of all samples, which does not divide over {world} ranks x "
+                f"{accumulate} accumulation steps; give a number (on one large graph: seed nodes of sampled "
+                "neighbourhoods), or train on one rank"
+            )
         if self.batch_size % parts:
             below = self.batch_size // parts * parts
             near = f"{below} or {below + parts}" if below else f"{parts}"
@@ -174,7 +205,7 @@ class Data(lightning.LightningDataModule):
         rank, world, accumulate = self._share
         sampler = EpochBatches(len(dataset), self.batch_size, self.seed, rank=rank, world=world, accumulate=accumulate)
         sampler.set_start(*self._start)
-        batches = Batches(dataset, self.adapter, self.views, self.seed, self.channels, replace=True)
+        batches = Batches(dataset, self.adapter, self.views, self.seed, self.channels, True, self.repeats)
         return Loader(batches, sampler, partial(self._note, "train"), self._workers(dataset), keep_workers=True)
 
     def chosen(self, split: str, limit: int | None = None) -> torch.Tensor:
@@ -194,7 +225,9 @@ class Data(lightning.LightningDataModule):
     def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
         """The training batch of some (epoch, index) pairs, made here and now."""
         dataset = self.dataset("train")
-        return Batches(dataset, self.adapter, self.views, self.seed, self.channels, replace=True).__getitems__(pairs)
+        return Batches(dataset, self.adapter, self.views, self.seed, self.channels, True, self.repeats).__getitems__(
+            pairs
+        )
 
     def eval_loader(self, split: str, limit: int | None = None) -> Loader | None:
         """Loader of a whole split in order, the same for every seed; unreadable samples are left out.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.data.source import Adapter, Dataset, digest, digest_file, stat
+from mmssl.data.source import Adapter, Dataset, digest, digest_file, read_file, stat
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +58,7 @@ class Rows:
         if blob is None:
             if not path:
                 raise ValueError("the row holds neither bytes nor a path")
-            blob = (self.file.parent / path).read_bytes()
+            return read_file(self.adapter, self.file.parent / path)
         return self.adapter.decode(blob)
 
     def name(self, i: int) -> str:

@@ -25,8 +25,17 @@ SPLITS = {
 }  # fmt: skip
 
 
+class BadSample(ValueError):
+    """A sample that turns out to be unreadable only when a view operation decodes it; it is replaced and counted."""
+
+
 class Adapter(Protocol):
-    """All that generic code knows of a modality; the part `modality/<name>`."""
+    """All that generic code knows of a modality; the part `modality/<name>`.
+
+    Optional attributes: `open(path)` in place of `decode(blob)`, for files that are not read whole; `measured`, how
+    many samples facts are fitted on; `use(facts)`, told the facts before the first batch, where samples are encoded by
+    what was fitted.
+    """
 
     name: str
     extensions: tuple[str, ...]
@@ -60,7 +69,8 @@ class Dataset(Protocol):
     """Samples of one split.
 
     Args:
-        labels: (n,) int64, or None where there are none.
+        labels: (n,) int64, or None where there are none. Where the data's unit is a token (nodes, points): (n, places),
+            -1 at places without a label or of another split.
         classes: names of the labels' values.
         in_memory: whether reading is a copy and not a decoding.
     """
@@ -91,11 +101,22 @@ class Dataset(Protocol):
 
 
 class Source(Protocol):
-    """Where data come from; called with the adapter by `data/module`."""
+    """Where data come from; called with the adapter by `data/module`.
+
+    Optional attributes: `unit`, `sample` or `token`: what labels belong to and evaluation gives a row to, by default
+    `sample`; `seeds()`, splits whose samples are parts drawn around seeds (nodes of one large graph), taken instead of
+    `splits()` unless `data.batch_size` is `full`.
+    """
 
     def splits(self) -> dict[str, Dataset]:
         """Data sets by split: train, and val and test where there are any."""
         ...
+
+
+def read_file(adapter: Adapter, path: Path) -> Any:
+    """The sample in a file: decoded, or opened where the adapter reads lazily."""
+    opened = getattr(adapter, "open", None)
+    return adapter.decode(path.read_bytes()) if opened is None else opened(path)
 
 
 class Files:
@@ -122,8 +143,8 @@ class Files:
         return len(self._names)
 
     def read(self, i: int) -> Any:
-        """Reads and decodes the i-th file."""
-        return self.adapter.decode((self.folder / self.name(i)).read_bytes())
+        """Reads and decodes the i-th file, or opens it where the adapter reads lazily."""
+        return read_file(self.adapter, self.folder / self.name(i))
 
     def name(self, i: int) -> str:
         """Path of the i-th file relative to the folder."""

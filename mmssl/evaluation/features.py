@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,13 +40,6 @@ class Features:
     def labelled(self) -> Features:
         """The rows that have a label."""
         return self.where(self.y >= 0)
-
-
-class Adapter(Protocol):
-    """What `raw_input` needs of a modality."""
-
-    def baseline(self, sample: Any) -> Any:
-        """The sample without any encoder: (d,), or (n, d) where data are tokens."""
 
 
 @contextmanager
@@ -95,8 +88,8 @@ def embed(
         encoder: `encoder(view) -> Tokens`, unmasked.
         batches: dicts with `x` (a `View`) and, where there are labels, `label`: (b,) integers, or one per token.
         pool: `mean` or `cls` for one vector per sample; `token` for one per valid token, whose label lies at the
-            token's place in `label` (b, n), or (n,) in order for a packed batch.
-        limit: stop after this many rows; all by default.
+            token's place in `label` (b, n).
+        limit: at most so many rows, all by default; with `token` no batch is begun once so many labels were met.
 
     Raises:
         ValueError: where there is no sample, labels are not integers, or their shape does not fit `pool`.
@@ -110,13 +103,14 @@ def embed(
             x, y = rows(encoder(batch["x"].to(device)), batch.get("label"), pool)
             xs.append(x.float().cpu())
             ys.append(y.cpu())
-            count += len(y)
+            count += len(y) if pool != "token" or batch.get("label") is None else int((y >= 0).sum())
             if limit is not None and count >= limit:
                 break
-    if count == 0:
+    if not xs:
         raise ValueError("data: there is nothing to embed; the split is empty. Check data.root and the split's size.")
     # copied outside inference_mode: inference tensors could not be used in a graph later
-    return Features(torch.cat(xs)[:limit], torch.cat(ys)[:limit])
+    cut = None if pool == "token" else limit
+    return Features(torch.cat(xs)[:cut], torch.cat(ys)[:cut])
 
 
 def rows(tokens: Tokens, label: Tensor | None, pool: str) -> tuple[Tensor, Tensor]:
@@ -128,14 +122,13 @@ def rows(tokens: Tokens, label: Tensor | None, pool: str) -> tuple[Tensor, Tenso
         )
     if pool != "token":
         x, y = tokens.pool(pool), label
-    elif tokens.packed or tokens.valid is None:
-        assert tokens.x is not None
-        x = tokens.x.flatten(0, -2)
-        y = label if label is None or tokens.packed else _at(label, tokens).flatten()
     else:
         assert tokens.x is not None
-        x = tokens.x[tokens.valid]
-        y = None if label is None else _at(label, tokens)[tokens.valid]
+        x, y = tokens.x, None if label is None else _at(label, tokens)
+        if tokens.packed or tokens.valid is None:
+            x, y = x.flatten(0, -2), None if y is None else y.flatten()
+        else:
+            x, y = x[tokens.valid], None if y is None else y[tokens.valid]
     if y is None:
         y = torch.full((len(x),), UNLABELLED)
     if y.shape != x.shape[:1]:
@@ -147,42 +140,12 @@ def rows(tokens: Tokens, label: Tensor | None, pool: str) -> tuple[Tensor, Tenso
 
 
 def _at(label: Tensor, tokens: Tokens) -> Tensor:
-    """Labels (b, places) at the places of the tokens, (b, n)."""
+    """Labels (b, places) at the places of the tokens, (b, n) or packed (n,); -1 at places behind the last."""
     if label.dim() != 2:
         raise ValueError(
             f"data: pool=token needs a label per token, (samples, tokens), but labels are {tuple(label.shape)}. Use "
             "pool=mean or pool=cls for labels of samples."
         )
-    return label.to(tokens.index.device).gather(1, tokens.index)
-
-
-def raw_input(dataset: Any, adapter: Adapter, limit: int | None = None) -> Features:
-    """The raw-input baseline: what a probe can do with no encoder at all.
-
-    Args:
-        dataset: `len(dataset)` and `dataset[i]`, a sample with an optional `label` (key or attribute).
-        adapter: the modality; its `baseline(sample)` gives one vector, or (n, d) where data are tokens.
-        limit: only the first samples; all by default.
-
-    Raises:
-        ValueError: where there is no sample, or vectors of different samples differ in length.
-    """
-    xs: list[Tensor] = []
-    ys: list[Tensor] = []
-    with untouched():
-        for i in range(len(dataset) if limit is None else min(limit, len(dataset))):
-            sample = dataset[i]
-            x = torch.as_tensor(adapter.baseline(sample), dtype=torch.float32)
-            x = x if x.dim() == 2 else x.reshape(1, -1)
-            label = sample.get("label") if isinstance(sample, Mapping) else getattr(sample, "label", None)
-            y = torch.full((len(x),), UNLABELLED) if label is None else torch.as_tensor(label).reshape(-1)
-            if len(y) != len(x) or (xs and x.shape[1] != xs[0].shape[1]):
-                raise ValueError(
-                    f"data: the raw-input baseline of sample {i} is {tuple(x.shape)} with {len(y)} labels, where "
-                    f"sample 0 has width {xs[0].shape[1] if xs else x.shape[1]}; every sample needs the same width."
-                )
-            xs.append(x)
-            ys.append(y.to(torch.int64))
-    if not xs:
-        raise ValueError("data: there is no sample for the raw-input baseline; the split is empty.")
-    return Features(torch.cat(xs), torch.cat(ys))
+    label = torch.nn.functional.pad(label.to(tokens.index.device), (0, 1), value=UNLABELLED)
+    place = tokens.index.clamp(max=label.shape[1] - 1)
+    return label.gather(1, place) if tokens.sample is None else label[tokens.sample, place]

@@ -104,7 +104,7 @@ class Online(lightning.Callback):
             return
         with untouched():
             train, test, seen = self._sets(trainer, pl_module)
-            values = monitors(seen.x)
+            values = monitors(seen.x[:: max(1, len(seen) // self.limit)])
             # a diverged network has nothing to probe; its monitors are not numbers and say so
             if (
                 bool(torch.isfinite(train.x).all() and torch.isfinite(test.x).all())

@@ -41,7 +41,7 @@ class LinearEmbed(nn.Module):
 
 
 class Bare(nn.Module):
-    """No embedding: encoders on grids read raw values themselves."""
+    """No embedding: encoders on grids and graphs read raw values themselves."""
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Tokens whose `x` is `raw`."""
@@ -57,14 +57,14 @@ class Network(nn.Module):
     Args:
         tokenizer: cuts a view into tokens.
         encoder: declares `dim` and `accepts`: `sequence` (any subset of tokens), `set`, `full` (a sequence that has to
-            be complete) or `grid` (a map, whose hidden cells are zeroed). May offer `stem()`, weights for the
-            embedding.
+            be complete), `grid` (a map, whose hidden cells are zeroed) or `graph` (packed tokens with edges). May
+            offer `stem()`, weights for the embedding.
     """
 
     def __init__(self, tokenizer: Tokenizer, encoder: Any) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.embed = Bare() if encoder.accepts == "grid" else tokenizer.embedding(encoder.dim)
+        self.embed = Bare() if encoder.accepts in ("grid", "graph") else tokenizer.embedding(encoder.dim)
         self.encoder = encoder
         stem = encoder.stem() if hasattr(encoder, "stem") else None
         if stem is not None and isinstance(self.embed, LinearEmbed):
@@ -83,5 +83,11 @@ class Network(nn.Module):
 
     def forward(self, view: View | Tensor, taps: tuple[str, ...] = ()) -> Tokens:
         """Features of a whole view: a raw batch of the modality in, tokens out."""
-        tokens = self.tokenizer(view if isinstance(view, View) else View(view, ""))
-        return self.encoder(self.embed(tokens), taps)
+        return self.encode(self.tokenizer(view if isinstance(view, View) else View(view, "")), taps)
+
+    def encode(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
+        """Features of whole samples that are cut already. What is naturally missing is not looked at."""
+        tokens = self.embed(tokens)
+        if tokens.given is not None:
+            tokens = tokens.but(valid=tokens.given if tokens.valid is None else tokens.valid & tokens.given)
+        return self.encoder(tokens, taps)

@@ -1,4 +1,7 @@
-"""Corruptors: how to hide. Each declares `on`, the stage it acts at: `view`, `tokens` or `embedded`."""
+"""Corruptors: how to hide. Each declares `on`, the stage it acts at: `view`, `tokens` or `embedded`.
+
+Built as (spec of the tokens, what the encoder accepts, its width), called as (tokens, mask, draws).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import nn
 
 from mmssl.draws import Draws
 from mmssl.registry import register
-from mmssl.types import Mask, Tokens
+from mmssl.types import Mask, Tokens, TokenSpec
 
 
 @register("corruptor/drop")
@@ -15,13 +18,15 @@ class Drop(nn.Module):
     """Leaves hidden tokens out before they are embedded (MAE, JEPA): gone from a sequence, invalid on a grid.
 
     Args:
-        accepts: what the encoder accepts: `sequence` or `grid`.
+        spec: sizes of the tokens.
+        accepts: what the encoder accepts: `sequence`, `set` or `grid`.
+        dim: the encoder's width.
     """
 
     on = "tokens"
-    needs = ("sequence", "grid")
+    needs = ("sequence", "set", "grid")
 
-    def __init__(self, accepts: str, dim: int) -> None:
+    def __init__(self, spec: TokenSpec, accepts: str, dim: int) -> None:
         super().__init__()
         self.keep_shape = accepts == "grid"
 
@@ -39,6 +44,7 @@ class Token(nn.Module):
     """Puts one learned vector in place of every hidden token's embedding (BERT, SimMIM, iBOT).
 
     Args:
+        spec: sizes of the tokens.
         accepts: what the encoder accepts; replaced tokens keep the sequence whole.
         dim: the encoder's width.
         std: standard deviation of the token's initial normal.
@@ -48,7 +54,7 @@ class Token(nn.Module):
     on = "embedded"
     needs = ("sequence", "full")
 
-    def __init__(self, accepts: str, dim: int, *, std: float = 0.02, cut: float = 2.0) -> None:
+    def __init__(self, spec: TokenSpec, accepts: str, dim: int, *, std: float = 0.02, cut: float = 2.0) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.trunc_normal_(self.mask_token, std=std, a=-cut, b=cut)

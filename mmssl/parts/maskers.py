@@ -58,6 +58,8 @@ class Random:
 
     def __call__(self, tokens: Tokens, draws: Draws, progress: float, score: Tensor | None) -> Mask:
         """Masks one row per sample."""
+        if tokens.packed:
+            return self._packed(tokens, draws)
         n = tokens.index.shape[1]
         noise = draws.uniform(n).to(tokens.raw.device)
         if tokens.valid is not None:
@@ -69,6 +71,13 @@ class Random:
     def _counts(self, n: int) -> tuple[int, int]:
         """How many of n tokens stay visible, and how many are hidden but not asked for."""
         return int(n * (1 - self.ratio)), 0 if self.predict is None else int(n * (self.ratio - self.predict))
+
+    def _packed(self, tokens: Tokens, draws: Draws) -> Mask:
+        """The same of each sample of a packed batch, as one row."""
+        whole = tokens.but(edges=None, edge_attr=None, edge_weight=None, taps={}).dense()
+        assert whole.valid is not None
+        mask = self._ragged(draws.uniform(whole.index.shape[1]).to(tokens.raw.device), whole.valid)
+        return Mask(mask.visible[whole.valid][None], mask.targets[:, 0][whole.valid][None, None])
 
     def _ragged(self, noise: Tensor, valid: Tensor) -> Mask:
         """Each sample keeps its share of its own valid tokens; padding is neither visible nor asked for."""

@@ -55,6 +55,7 @@ class Optim:
         layer_decay: factor of the rate per block below the last (BEiT); 1 for none.
         clip: largest norm of all gradients together, None for none.
         no_decay: patterns of parameter names that have no decay, besides every norm and bias.
+        decay_all: whether norms and biases decay too.
         rules: pattern of parameter names to {lr: factor, weight_decay: value}; the first match counts.
     """
 
@@ -70,11 +71,12 @@ class Optim:
         clip: float | None,
         no_decay: Sequence[str],
         rules: Mapping[str, Mapping[str, float]],
+        decay_all: bool = False,
     ) -> None:
         peak_rate(lr, base_lr, base_batch, base_batch)  # refuses nonsense before anything is built
         self.make, self.lr, self.base_lr, self.base_batch = make, lr, base_lr, base_batch
         self.weight_decay, self.schedule, self.layer_decay, self.clip = weight_decay, schedule, layer_decay, clip
-        self.no_decay, self.rules = tuple(no_decay), rules
+        self.no_decay, self.rules, self.decay_all = tuple(no_decay), rules, decay_all
 
     def build(self, module: nn.Module, batch_size: int) -> torch.optim.Optimizer:
         """The optimizer over a module's trainable parameters, in groups of equal treatment.
@@ -101,7 +103,8 @@ class Optim:
     def _treatment(self, name: str, parameter: torch.Tensor, depth: int) -> tuple[float, float | None]:
         """Factor of the rate and decay of one parameter; a decay of None means the common one."""
         factor, decay = 1.0, None
-        if parameter.ndim <= 1 or name.endswith(".bias") or any(fnmatch.fnmatch(name, p) for p in self.no_decay):
+        small = (parameter.ndim <= 1 or name.endswith(".bias")) and not self.decay_all
+        if small or any(fnmatch.fnmatch(name, p) for p in self.no_decay):
             decay = 0.0
         if self.layer_decay != 1.0 and (block := _block(name)) is not None:
             factor = self.layer_decay ** (depth - block)
@@ -142,12 +145,37 @@ def adamw(
     layer_decay: float = 1.0,
     clip: float | None = None,
     no_decay: Sequence[str] = (),
+    decay_all: bool = False,
     rules: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Optim:
-    """AdamW (Loshchilov and Hutter 2019), no decay on norms and biases. See `Optim` for the arguments."""
+    """AdamW (Loshchilov and Hutter 2019): decay apart from the gradient. See `Optim` for the arguments."""
     first, second = betas
     make = partial(torch.optim.AdamW, betas=(first, second), eps=eps)
-    return Optim(make, lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {})
+    given = (lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {}, decay_all)
+    return Optim(make, *given)
+
+
+@register("optim/adam")
+def adam(
+    *,
+    lr: float | None = None,
+    base_lr: float | None = None,
+    base_batch: int = 256,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float | Schedule = 0.0,
+    schedule: Schedule | None = None,
+    layer_decay: float = 1.0,
+    clip: float | None = None,
+    no_decay: Sequence[str] = (),
+    decay_all: bool = True,
+    rules: Mapping[str, Mapping[str, float]] | None = None,
+) -> Optim:
+    """Adam (Kingma and Ba 2015): decay is added to the gradient. See `Optim` for the arguments."""
+    first, second = betas
+    make = partial(torch.optim.Adam, betas=(first, second), eps=eps)
+    given = (lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {}, decay_all)
+    return Optim(make, *given)
 
 
 @register("optim/lars")

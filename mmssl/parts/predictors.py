@@ -56,10 +56,17 @@ class Transformer(nn.Module):
         depth: number of blocks.
         heads: attention heads.
         position: position embedding, called as (spec, dim); class tokens get zeros.
+        position_every: whether positions are added before every block (Point-MAE) and not only once.
         mlp_ratio: hidden width of the MLPs over the width.
+        qkv_bias: whether queries, keys and values have biases.
+        norm_eps: epsilon of the layer norms.
+        drop_path: stochastic depth at the last block, rising linearly from 0.
+        prefix: what becomes of the encoder's class token: `seen` (embedded, MAE), `own` (a learned token of this
+            decoder takes its place, MAE-ST) or `none` (left out, VideoMAE).
+        activation: applied to the answers, for instance `activation/unit_tanh`.
 
     Raises:
-        ValueError: when heads do not divide the width.
+        ValueError: when heads do not divide the width, or for an unknown `prefix`.
     """
 
     def __init__(
@@ -73,11 +80,21 @@ class Transformer(nn.Module):
         depth: int = 8,
         heads: int = 16,
         position: Position = SinCos,
+        position_every: bool = False,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+        prefix: str = "seen",
+        activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"predictor.heads={heads} does not divide predictor.dim={dim}; choose a divisor of {dim}")
+        if prefix not in ("seen", "own", "none"):
+            raise ValueError(f"predictor.prefix has to be 'seen', 'own' or 'none' (got {prefix!r})")
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        self.activation, self.position_every, self.keep_prefix = activation, position_every, prefix == "seen"
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         self.position = position(spec, dim)
@@ -86,32 +103,50 @@ class Transformer(nn.Module):
                 dim,
                 heads,
                 mlp_ratio,
-                qkv_bias=True,
-                norm_layer=_norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
+                qkv_bias=qkv_bias,
+                drop_path=drop_path * i / max(depth - 1, 1),
+                norm_layer=norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
             )
-            for _ in range(depth)
+            for i in range(depth)
         )
-        self.norm = _norm(dim)
+        self.norm = norm(dim)
         self.head = nn.Linear(dim, out)
         xavier_(self)
         nn.init.normal_(self.mask_token, std=0.02)
+        self.own = nn.Parameter(torch.randn(1, 1, dim) * 0.02) if prefix == "own" else None
 
     def forward(self, seen: Tokens, query: Tokens) -> Tensor:
         """Answers (r, t, out) at the places of the query."""
+        x = self._decode(seen, query)
+        return self._answer(x[:, x.shape[1] - query.index.shape[1] :])
+
+    def both(self, seen: Tokens, hidden: Tokens, visible: Tokens) -> tuple[Tensor, Tensor]:
+        """Answers at hidden places, and at the seen tokens themselves, in one pass; `visible` are the seen tokens."""
+        assert seen.index.shape == visible.index.shape, "visible and seen tokens are the same, in the same order"
+        x = self._decode(seen, hidden)
+        first = x.shape[1] - hidden.index.shape[1]
+        return self._answer(x[:, first:]), self._answer(x[:, first - seen.index.shape[1] : first])
+
+    def _decode(self, seen: Tokens, query: Tokens) -> Tensor:
+        """The sequence [prefix, seen, asked] behind the last block."""
         assert seen.x is not None
-        asked = self.mask_token + self.position(query)
-        position = self.position(seen)
-        if seen.prefix is not None:
-            count = seen.prefix.shape[1]
-            known = self.embed(torch.cat([seen.prefix, seen.x], 1))
-            known = torch.cat([known[:, :count], known[:, count:] + position], 1)
-        else:
-            known = self.embed(seen.x) + position
-        x = torch.cat([known, asked.to(known.dtype)], 1)
+        given = [seen.prefix, seen.x] if self.keep_prefix and seen.prefix is not None else [seen.x]
+        known = self.embed(torch.cat(given, 1))
+        if self.own is not None:
+            known = torch.cat([self.own.to(known.dtype).expand(known.shape[0], -1, -1), known], 1)
+        asked = self.mask_token.to(known.dtype).expand(*query.index.shape, -1)
+        place = torch.cat([self.position(seen), self.position(query)], 1)
+        place = nn.functional.pad(place, (0, 0, known.shape[1] - seen.index.shape[1], 0)).to(known.dtype)
+        x = torch.cat([known, asked], 1)
+        x = x if self.position_every else x + place
         inputs = self._attention_mask(seen, query, known.shape[1])
         for block in self.blocks:
-            x = block(x, **inputs)
-        return self.head(self.norm(x[:, known.shape[1] :]))
+            x = block(x + place if self.position_every else x, **inputs)
+        return x
+
+    def _answer(self, x: Tensor) -> Tensor:
+        answer = self.head(self.norm(x))
+        return answer if self.activation is None else self.activation(answer)
 
     def _attention_mask(self, seen: Tokens, query: Tokens, known: int) -> dict[str, Tensor]:
         """Keeps attention off padding; empty where nothing is padded."""

@@ -105,6 +105,9 @@ class Frozen(nn.Module):
 def _at(look: Look, query: Tokens, features: Tokens, normalize: bool) -> Tensor:
     """Features of whole samples at the places of a query, (r, t, d), standardised over d where asked."""
     assert features.x is not None
+    if features.packed:
+        values = features.at(query).float()
+        return F.layer_norm(values, values.shape[-1:]) if normalize else values
     row = _rows(look, query)
     values = features.x if row is None else features.x[row]
     values = values.gather(1, query.index.unsqueeze(-1).expand(-1, -1, values.shape[-1])).float()

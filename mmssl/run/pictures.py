@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmssl.config import build
 from mmssl.report import pictures
 from mmssl.report.embedding import embedding_map, project
 from mmssl.types import Tokens
@@ -20,65 +18,61 @@ def some_batch(data: Any, count: int) -> dict[str, Any]:
     return data.batch([(0, i) for i in range(min(count, len(data.splits["train"])))])
 
 
-def filled(tokens: Tokens, query: Tokens, values: torch.Tensor) -> torch.Tensor:
-    """Raw values of all tokens with those of a query replaced, (b, n, v)."""
-    return tokens.raw.scatter(1, query.index.unsqueeze(-1).expand_as(values), values.to(tokens.raw.dtype))
+def filled(tokens: Tokens, query: Tokens, values: torch.Tensor) -> Tokens:
+    """Tokens whose raw values are replaced at the places of a query."""
+    values = values.to(tokens.raw.dtype)
+    if not tokens.packed:
+        return tokens.but(raw=tokens.raw.scatter(1, query.index.unsqueeze(-1).expand_as(values), values))
+    places = torch.arange(len(tokens.index), device=values.device).unsqueeze(-1)
+    raw = tokens.raw.clone()
+    raw[tokens.at(query, places).squeeze(-1)] = values
+    return tokens.but(raw=raw)
 
 
-def reconstructions(folder: Path, tree: Mapping[str, Any], data: Any, module: Any, count: int = 8) -> None:
-    """Original, what the encoder saw and what was predicted, for every term that predicts raw values."""
+def reconstructions(folder: Path, data: Any, module: Any, count: int = 8) -> None:
+    """Original, what the encoder saw and what was predicted, for the first term that predicts raw values."""
     restore = getattr(module.networks["main"].tokenizer, "restore", None)
-    adapter = build.adapter(tree)
     if restore is None:
         return
     module.eval()
     step = module.begin(some_batch(data, count))
     for name, term in module.objective.items():
-        if not hasattr(getattr(term, "target", None), "restore") or getattr(term, "at", "") != "hidden":
+        if not hasattr(getattr(term, "target", None), "restore") or "hidden" not in getattr(term, "at", ()):
             continue
         look = step[term.look]
-        query, prediction = term.predict(step)
-        if query.index.shape[0] != look.tokens.index.shape[0]:
+        query, prediction = term.predict(step)[term.at.index("hidden")]
+        rows = 1 if look.tokens.packed else look.tokens.index.shape[0]
+        if not look.tokens.packed and query.index.shape[0] != rows:
             continue
-        grid = look.tokens.grid
-        shown = restore(look.tokens.raw * look.mask.visible.unsqueeze(-1), grid)
-        made = restore(filled(look.tokens, query, term.target.restore(query, prediction.float())), grid)
-        rows = [
-            [adapter.picture(image) for image in images] for images in (restore(look.tokens.raw, grid), shown, made)
-        ]
-        sheet = pictures.reconstruction_sheet(*rows)
+        visible = look.mask.visible[0] if look.tokens.packed else look.mask.visible
+        made = filled(look.tokens, query, term.target.restore(query, prediction.float()))
+        columns = [restore(look.tokens, None), restore(look.tokens, visible), restore(made, None)]
+        drawn = [[data.adapter.picture(sample) for sample in column[:count]] for column in columns]
         hidden = float(look.mask.hidden.float().mean())
         pictures.save(
             folder,
             "reconstructions",
-            sheet,
+            pictures.reconstruction_sheet(*drawn),
             title="Masks and reconstructions",
             caption=f"Training samples: as augmented; as the encoder saw them ({hidden:.0%} hidden); with the "
             f"prediction of term “{name}” in the hidden places. Standardised predictions are shown with each token's "
             "own mean and deviation.",
-            alt=f"{count} rows of three pictures: original, masked, reconstructed",
+            alt=f"{len(drawn[0])} rows of three pictures: original, masked, reconstructed",
         )
         return
 
 
 def neighbours(
-    folder: Path,
-    tree: Mapping[str, Any],
-    data: Any,
-    split: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    ids: torch.Tensor,
-    count: int = 8,
+    folder: Path, data: Any, split: str, x: np.ndarray, y: np.ndarray, ids: torch.Tensor, count: int = 8
 ) -> None:
-    """Nearest neighbours of some samples, and a map of the features along their first two principal axes."""
-    adapter, classes = build.adapter(tree), data.splits[split].classes
+    """Nearest neighbours of some samples, as a sheet of pictures."""
+    classes = data.splits[split].classes
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     queries = np.linspace(0, len(x) - 1, count).astype(int)
     near = np.argsort(-(unit[queries] @ unit.T), axis=1)[:, 1:7]
 
     def drawn(rows: np.ndarray) -> list[np.ndarray]:
-        return [adapter.picture(sample) for _, sample in data.plain(split, ids[torch.from_numpy(rows)].tolist())]
+        return [data.adapter.picture(sample) for _, sample in data.plain(split, ids[torch.from_numpy(rows)].tolist())]
 
     labels = None
     if classes and (y >= 0).all():
@@ -91,39 +85,47 @@ def neighbours(
         caption=f"Samples of the {split} split (left) and the six whose features point most nearly the same way.",
         alt=f"{count} rows: a sample and its six nearest neighbours in feature space",
     )
+
+
+def feature_map(folder: Path, data: Any, split: str, x: np.ndarray, y: np.ndarray) -> None:
+    """The features along their first two principal axes."""
+    classes = data.splits[split].classes
+    if classes and (y >= 0).any():
+        x, y = x[y >= 0], y[y >= 0]
     pictures.save(
         folder,
         "embedding",
         embedding_map(project(x), y.tolist() if classes else None, classes),
         title="Map of the features",
-        caption=f"{len(x)} samples of the {split} split along the first two principal axes of their features.",
+        caption=f"{len(x)} {data.unit}s of the {split} split along the first two principal axes of their features.",
         alt="Scatter plot of features, coloured by class where there are labels",
     )
 
 
-def preview(tree: Mapping[str, Any], data: Any, module: Any, out: Path, count: int = 6) -> Path:
+def preview(data: Any, module: Any, out: Path, count: int = 6) -> Path:
     """One PNG: samples, each view, and what the masker leaves of it.
 
     Returns:
         The file.
     """
-    adapter = build.adapter(tree)
+    adapter = data.adapter
     batch = some_batch(data, count)
     restore = getattr(module.networks["main"].tokenizer, "restore", None)
     step = module.begin(batch)
     columns = [[adapter.picture(sample) for _, sample in data.plain("train", batch["id"].tolist())]]
     titles = ["sample"]
-    for name, view in batch.items():
-        if hasattr(view, "modality"):
-            columns.append([adapter.picture(sample) for sample in view.data])
-            titles.append(f"view {name}")
     for name, spec in module.looks.items():
-        if restore is not None and (spec.masker is not None or spec.mask):
-            look = step[name]
-            shown = restore(look.tokens.raw * look.mask.visible.unsqueeze(-1), look.tokens.grid)
-            columns.append([adapter.picture(image) for image in shown])
+        if restore is None:
+            continue
+        look = step[name]
+        columns.append([adapter.picture(sample) for sample in restore(look.tokens, None)])
+        titles.append(f"view {'+'.join(spec.views)}")
+        if spec.masker is not None or spec.mask:
+            visible = look.mask.visible[0] if look.tokens.packed else look.mask.visible
+            columns.append([adapter.picture(sample) for sample in restore(look.tokens, visible)])
             titles.append(f"look {name}: {float(look.mask.hidden.float().mean()):.0%} hidden")
-    images = [column[row] for row in range(len(columns[0])) for column in columns]
+    rows = min(map(len, columns))
+    images = [column[row] for row in range(rows) for column in columns]
     sheet = pictures.grid(images, len(columns), [titles[i] if i < len(titles) else "" for i in range(len(images))])
     pictures.save_png(sheet, out)
     return out

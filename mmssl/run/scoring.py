@@ -23,11 +23,20 @@ def held_out(data: Any) -> str | None:
     return None
 
 
-def raw_features(data: Any, split: str, adapter: Any, limit: int | None) -> Features:
-    """The modality's raw-input baseline on a split: one vector per sample that evaluation reads, no encoder."""
+def raw_features(data: Any, split: str, limit: int | None) -> Features:
+    """The modality's raw-input baseline on a split, no encoder: one vector per sample, or per token of it."""
     samples = data.plain(split, data.chosen(split, limit).tolist())
-    vectors = torch.stack([adapter.baseline(sample) for _, sample in samples])
-    return Features(vectors.float(), data.splits[split].labels[torch.tensor([i for i, _ in samples])])
+    vectors = [data.adapter.baseline(sample).float() for _, sample in samples]
+    labels = data.splits[split].labels
+    if data.unit == "token":
+        own = [labels[i, : len(v)] for (i, _), v in zip(samples, vectors, strict=True)]
+        return Features(torch.cat(vectors), torch.cat(own))
+    return Features(torch.stack(vectors), labels[torch.tensor([i for i, _ in samples])])
+
+
+def pool_of(tree: Mapping[str, Any], data: Any) -> str:
+    """How tokens become rows: one per token where labels belong to tokens, else as the configuration says."""
+    return "token" if data.unit == "token" else tree["evaluation"]["pool"]
 
 
 def final(tree: dict[str, Any], data: Any, module: Any) -> dict[str, Any]:
@@ -44,7 +53,7 @@ def score(tree: dict[str, Any], data: Any, network: Any, fresh: Callable[[int], 
         print("no labels, so no probes: label-free monitors stand in metrics.csv", file=sys.stderr)
         return {}
     said = tree["evaluation"]
-    limit, adapter = said["limit"], build.adapter(tree)
+    limit = said["limit"]
 
     def batches(name: str) -> Iterable[Mapping[str, Any]]:
         return data.eval_loader(name, limit)
@@ -54,9 +63,9 @@ def score(tree: dict[str, Any], data: Any, network: Any, fresh: Callable[[int], 
         fresh,
         partial(batches, "train"),
         partial(batches, split),
-        lambda: (raw_features(data, "train", adapter, limit), raw_features(data, split, adapter, limit)),
+        lambda: (raw_features(data, "train", limit), raw_features(data, split, limit)),
         {name: p for name, p in build.make(said["protocols"], "evaluation.protocols").items() if p is not None},
-        said["pool"],
+        pool_of(tree, data),
     )
 
 
@@ -67,9 +76,10 @@ def online(tree: dict[str, Any], data: Any, steps: int) -> Any:
     said = tree["evaluation"]
     every = said["every_epochs"]
     limit = min(said["limit"] or 1000, 1000)
+    pool = pool_of(tree, data)
     if every:
-        return Online(every_epochs=every, limit=limit, pool=said["pool"])
-    return Online(every_epochs=None, every_steps=max(steps // 10, 1), limit=limit, pool=said["pool"])
+        return Online(every_epochs=every, limit=limit, pool=pool)
+    return Online(every_epochs=None, every_steps=max(steps // 10, 1), limit=limit, pool=pool)
 
 
 def rows_seen(watcher: Any) -> float:
@@ -97,7 +107,7 @@ def health(history: list[tuple[int, float]], watcher: Any, module: Any, status: 
 
 def draw(run: Path, tree: dict[str, Any], data: Any, module: Any) -> None:
     """The run's pictures: masks and reconstructions, nearest neighbours, a map of the features."""
-    from mmssl.run.pictures import neighbours, reconstructions
+    from mmssl.run.pictures import feature_map, neighbours, reconstructions
 
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
@@ -110,6 +120,9 @@ def draw(run: Path, tree: dict[str, Any], data: Any, module: Any) -> None:
             yield batch
 
     with untouched(), torch.inference_mode():
-        reconstructions(folder, tree, data, module)
-        features = embed(module.kept.eval(), noted(), tree["evaluation"]["pool"])
-        neighbours(folder, tree, data, split, np.asarray(features.x), np.asarray(features.y), torch.cat(ids))
+        reconstructions(folder, data, module)
+        features = embed(module.kept.eval(), noted(), pool_of(tree, data))
+        x, y = np.asarray(features.x), np.asarray(features.y)
+        feature_map(folder, data, split, x, y)
+        if data.unit == "sample":  # a token alone makes no picture
+            neighbours(folder, data, split, x, y, torch.cat(ids))

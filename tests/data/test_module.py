@@ -203,7 +203,7 @@ def test_channels_are_converted(tmp_path):
     ("said", "message"),
     [
         ({"workers": "many"}, r"data\.workers has to be 'auto' or"),
-        ({"batch_size": 0}, r"data\.batch_size has to be at least 1"),
+        ({"batch_size": 0}, r"data\.batch_size has to be a number from 1 on, or 'full'"),
         ({"bad_share": 1}, r"data\.bad_share has to be"),
     ],
 )

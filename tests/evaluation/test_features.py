@@ -1,7 +1,6 @@
 """Embedding: right rows and labels, and nothing disturbed."""
 
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmssl.evaluation.features import Features, embed, raw_input, rows
+from mmssl.evaluation.features import Features, embed, rows
 from mmssl.types import Tokens, View
 
 torch.set_num_threads(1)
@@ -116,8 +115,9 @@ def test_a_row_per_valid_token() -> None:
     swapped = tokens(x).but(index=torch.tensor([[2, 1, 0], [0, 1, 2]]))  # labels go by place, not by order
     assert rows(swapped, label, "token")[1].tolist() == [-1, 6, 5, 7, 8, 9]
     packed = tokens(x, valid=valid).pack()
-    found, y = rows(packed, torch.arange(5), "token")
-    assert y.tolist() == [0, 1, 2, 3, 4] and torch.equal(found, packed.x)
+    found, y = rows(packed, label, "token")
+    assert y.tolist() == [5, 6, 7, 8, 9] and torch.equal(found, packed.x)
+    assert rows(packed, label[:, :1], "token")[1].tolist() == [5, -1, 7, -1, -1]  # labels of first places only
     pooled, y = rows(packed, torch.tensor([3, 4]), "mean")
     torch.testing.assert_close(pooled, torch.stack([x[0, :2].mean(0), x[1].mean(0)]))
 
@@ -134,31 +134,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         embed(Net(), [])
 
 
-@dataclass
-class Sample:
-    data: Tensor
-    label: int
 
-
-class Halves:
-    """A modality whose raw input is the sample doubled."""
-
-    def baseline(self, sample: Any) -> Any:
-        data = sample["x"] if isinstance(sample, dict) else sample.data
-        return (2 * data).numpy()
-
-
-def test_raw_input_is_the_modalitys_baseline() -> None:
-    data = [{"x": torch.tensor([1.0, 2.0]), "label": 4}, {"x": torch.tensor([3.0, 4.0])}]
-    found = raw_input(data, Halves())
-    assert found.x.tolist() == [[2, 4], [6, 8]] and found.y.tolist() == [4, -1]
-    assert raw_input(data, Halves(), limit=1).y.tolist() == [4]
-    objects = raw_input([Sample(torch.ones(3, 2), torch.tensor([0, 1, -1]))], Halves())  # one graph of three nodes
-    assert objects.x.shape == (3, 2) and objects.y.tolist() == [0, 1, -1]
-    with pytest.raises(ValueError, match="sample 1 is"):
-        raw_input([Sample(torch.ones(2), 0), Sample(torch.ones(3), 0)], Halves())
-    with pytest.raises(ValueError, match="no sample"):
-        raw_input([], Halves())
 
 
 def test_features_select_rows() -> None:

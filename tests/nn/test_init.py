@@ -144,7 +144,7 @@ def test_output_matrices_are_scaled_by_depth():
 
 def test_vit_may_be_initialised_as_vit():
     torch.manual_seed(0)
-    part = ViT(TokenSpec(12, 2, (4, 4)), dim=128, depth=2, heads=4, init="trunc_normal")
+    part = ViT(TokenSpec(12, 2, (4, 4)), dim=128, depth=2, heads=4, init="beit")
     assert float(part.blocks[1].attn.qkv.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
     assert float(part.blocks[1].mlp.fc2.weight.detach().std()) == pytest.approx(0.02 / 2, rel=0.05)
 

@@ -138,7 +138,7 @@ def test_vit_options():
     ("said", "message"),
     [
         ({"heads": 5}, r"encoder\.heads=5 does not divide encoder\.dim=24"),
-        ({"init": "zeros"}, r"encoder\.init has to be 'xavier' or 'trunc_normal' \(got 'zeros'\)"),
+        ({"init": "zeros"}, r"encoder\.init has to be 'xavier', 'trunc_normal' or 'beit' \(got 'zeros'\)"),
     ],
 )
 def test_vit_refuses(said, message):

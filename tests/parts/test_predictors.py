@@ -58,8 +58,8 @@ def test_hidden_pixels_change_the_target_and_nothing_else(name):
     given = batch()
     term, first = part.objective["pixels"], part.begin(given)
     second = part.begin(noisy(given, first["x"].mask, 77))
-    query, prediction = term.predict(first)
-    other_query, other = term.predict(second)
+    query, prediction = term.predict(first)[0]
+    other_query, other = term.predict(second)[0]
     assert torch.equal(prediction, other)
     assert torch.equal(query.index, other_query.index)
     targets = term.target(first["x"], query), term.target(second["x"], other_query)
@@ -76,7 +76,7 @@ def test_visible_pixels_do_change_predictions(name):
     first = part.begin(given)
     second = part.begin(noisy(given, first["x"].mask.invert(), 77))
     assert not torch.isclose(
-        part.objective["pixels"].predict(first)[1], part.objective["pixels"].predict(second)[1]
+        part.objective["pixels"].predict(first)[0][1], part.objective["pixels"].predict(second)[0][1]
     ).all()
 
 
@@ -85,7 +85,7 @@ def test_gradient_of_hidden_pixels_is_zero(name):
     part = module(**NETWORKS[name])
     pixels = images(4).requires_grad_()
     step = part.begin(batch() | {"x": View(pixels, "image")})
-    part.objective["pixels"].predict(step)[1].square().sum().backward()
+    part.objective["pixels"].predict(step)[0][1].square().sum().backward()
     step_tokens = part.networks["main"].tokenizer(View(pixels.grad.detach(), "image"))
     mean = part.networks["main"].tokenizer(View(torch.zeros_like(pixels), "image"))
     by_patch = (step_tokens.raw - mean.raw).abs().amax(-1)  # the tokenizer is affine: this is the scaled gradient
@@ -122,7 +122,7 @@ def test_loss_is_the_mean_over_what_is_asked(name):
     """The dense formula of MAE: per token a mean over features, then one division over the batch."""
     part = module(**NETWORKS[name])
     step, term = part.begin(batch()), part.objective["pixels"]
-    query, prediction = term.predict(step)
+    query, prediction = term.predict(step)[0]
     raw, dense = step["x"].tokens.raw, torch.zeros(4, 16, 192)
     dense.scatter_(1, query.index.unsqueeze(-1).expand(-1, -1, 192), prediction.detach())
     target = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, keepdim=True) + 1e-6) ** 0.5
@@ -179,7 +179,7 @@ def test_mimic_of_weight_zero_is_mae_bit_for_bit():
 def test_mimic_looks_at_visible_tokens_alone():
     part = module(objective={"pixels": PIXELS, "mimic": MIMIC})
     step = part.begin(batch())
-    query, prediction = part.objective["mimic"].predict(step)
+    query, prediction = part.objective["mimic"].predict(step)[0]
     assert prediction.shape == (4, 4, 32)
     assert torch.equal(query.index, step["x"].mask.visible_index[0])
 

@@ -24,7 +24,7 @@ def answered(part):
     """The target of the term at every token, with its query."""
     step = part.begin(batch())
     term = part.objective["pixels"]
-    query, _ = term.predict(step)
+    query, _ = term.predict(step)[0]
     return step["x"], query, term.target(step["x"], query)
 
 

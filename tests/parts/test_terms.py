@@ -20,11 +20,11 @@ def test_several_target_blocks_each_get_a_pass_of_their_own():
     visible[:, [0, 5, 10]] = True
     part.looks["x"].masker = lambda *_: Mask(visible, targets, None, 3, 2)
     term = part.objective["pixels"]
-    query, prediction = term.predict(part.begin(batch()))
+    query, prediction = term.predict(part.begin(batch()))[0]
     assert prediction.shape == (8, 2, 192) and query.index[:2].tolist() == [[1, 2], [7, 8]]
     for k in range(2):
         part.looks["x"].masker = lambda *_, k=k: Mask(visible, targets[:, k : k + 1], None, 3, 2)
-        alone_query, alone = term.predict(part.begin(batch()))
+        alone_query, alone = term.predict(part.begin(batch()))[0]
         torch.testing.assert_close(prediction[k::2], alone, rtol=1e-5, atol=1e-6)
         assert torch.equal(query.raw[k::2], alone_query.raw)
 
@@ -55,7 +55,7 @@ def test_given_values_alone_are_in_the_loss():
     step["x"].__dict__["tokens"] = step["x"].tokens.but(given=given)
     total, weight = part.objective["pixels"](step)
     assert float(weight) == float((given & step["x"].mask.hidden).sum())
-    query, prediction = part.objective["pixels"].predict(step)
+    query, prediction = part.objective["pixels"].predict(step)[0]
     error = part.objective["pixels"].loss(prediction, part.objective["pixels"].target(step["x"], query))
     torch.testing.assert_close(total, error[query.given].sum())
 

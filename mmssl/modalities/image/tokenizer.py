@@ -74,7 +74,14 @@ class ImageTokenizer(nn.Module):
         index = torch.arange(n, device=raw.device).expand(b, n)
         return Tokens(raw=raw, pos=pos.expand(b, n, 2), index=index, grid=grid)
 
-    def restore(self, raw: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Images that raw values make up, for pictures: (b, n, v) to uint8 (b, c, h, w)."""
-        pixels = fold(raw.float(), grid, (self.patch, self.patch)) * self.std + self.mean
+    def restore(self, tokens: Tokens, shown: Tensor | None) -> Tensor:
+        """Images that raw values make up, for pictures: uint8 (b, c, h, w).
+
+        Args:
+            tokens: all tokens of each image, raw (b, n, v).
+            shown: which patches are shown, (b, n) bool; the others have the colour of the data's mean. None for all.
+        """
+        raw = tokens.raw.float() if shown is None else tokens.raw.float() * shown.unsqueeze(-1)
+        assert tokens.grid is not None
+        pixels = fold(raw, tokens.grid, (self.patch, self.patch)) * self.std + self.mean
         return pixels.round().clamp(0, 255).to(torch.uint8)

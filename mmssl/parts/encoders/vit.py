@@ -24,13 +24,13 @@ def key_mask(tokens: Tokens, prefix: int) -> Tensor | None:
 
 
 def walk(
-    blocks: nn.ModuleList, x: Tensor, taps: tuple[str, ...], **inputs: Tensor | None
+    blocks: nn.ModuleList, x: Tensor, taps: tuple[str, ...], add: Tensor | None = None, **inputs: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Runs blocks in turn and keeps the layers asked for: `embed`, `block.0`, `block.1`, ..."""
+    """Runs blocks in turn, `add` added before each, and keeps the layers asked for: `embed`, `block.0`, ..."""
     inputs = {name: value for name, value in inputs.items() if value is not None}
     kept = {"embed": x} if "embed" in taps else {}
     for i, block in enumerate(blocks):
-        x = block(x, **inputs)
+        x = block(x if add is None else x + add, **inputs)
         if f"block.{i}" in taps:
             kept[f"block.{i}"] = x
     return x, kept
@@ -51,13 +51,17 @@ class ViT(nn.Module):
         depth: number of blocks.
         heads: attention heads; they have to divide the width.
         position: position embedding, called as (spec, dim).
+        position_every: whether positions are added before every block (Point-MAE) and not only once.
         mlp_ratio: hidden width of the MLPs over the width.
+        qkv_bias: whether queries, keys and values have biases.
+        norm_eps: epsilon of the layer norms.
         class_token: whether a class token goes in front; it gets no position.
         registers: number of register tokens behind the class token (Darcet et al. 2023).
         drop_path: stochastic depth at the last block, rising linearly from 0.
         layer_scale: initial value of layer-scale, None for none.
         final_norm: whether a LayerNorm ends the encoder (CrossMAE reads the layers before it).
-        init: `xavier` (MAE) or `trunc_normal` (ViT; output matrices divided by sqrt(2 l) as in BEiT and I-JEPA).
+        init: `xavier` (MAE), `trunc_normal` (ViT) or `beit` (that, with output matrices divided by sqrt(2 l), as in
+            BEiT and I-JEPA).
 
     Raises:
         ValueError: when heads do not divide the width, or for an unknown `init`.
@@ -73,7 +77,10 @@ class ViT(nn.Module):
         depth: int,
         heads: int,
         position: Callable[[TokenSpec, int], nn.Module] = SinCos,
+        position_every: bool = False,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
         class_token: bool = True,
         registers: int = 0,
         drop_path: float = 0.0,
@@ -84,17 +91,17 @@ class ViT(nn.Module):
         super().__init__()
         if dim % heads:
             raise ValueError(f"encoder.heads={heads} does not divide encoder.dim={dim}; choose a divisor of {dim}")
-        if init not in ("xavier", "trunc_normal"):
-            raise ValueError(f"encoder.init has to be 'xavier' or 'trunc_normal' (got {init!r})")
-        self.dim, self.depth = dim, depth
+        if init not in ("xavier", "trunc_normal", "beit"):
+            raise ValueError(f"encoder.init has to be 'xavier', 'trunc_normal' or 'beit' (got {init!r})")
+        self.dim, self.depth, self.position_every = dim, depth, position_every
         self.tap_names = tap_names(depth)
         self.position = position(spec, dim)
         count = int(class_token) + registers
         self.prefix = nn.Parameter(torch.empty(1, count, dim)) if count else None
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm = partial(nn.LayerNorm, eps=norm_eps)
         self.blocks = nn.ModuleList(
             Block(
-                dim, heads, mlp_ratio, qkv_bias=True, init_values=layer_scale,
+                dim, heads, mlp_ratio, qkv_bias=qkv_bias, init_values=layer_scale,
                 drop_path=drop_path * i / max(depth - 1, 1),
                 norm_layer=norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
             )
@@ -105,6 +112,7 @@ class ViT(nn.Module):
             xavier_(self.blocks)
         else:
             trunc_normal_(self.blocks)
+        if init == "beit":
             scale_by_depth_(self.blocks)
         if self.prefix is not None:
             nn.init.normal_(self.prefix, std=0.02)
@@ -120,11 +128,13 @@ class ViT(nn.Module):
             Tokens with `x`, `prefix` and `taps` filled.
         """
         assert tokens.x is not None
-        x = tokens.x + self.position(tokens)
-        count = 0
+        x, count, position = tokens.x, 0, self.position(tokens)
+        if not self.position_every:
+            x = x + position
         if self.prefix is not None:
             count = self.prefix.shape[1]
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
-        x, kept = walk(self.blocks, x, taps, attn_mask=key_mask(tokens, count))
+        add = nn.functional.pad(position, (0, 0, count, 0)) if self.position_every else None
+        x, kept = walk(self.blocks, x, taps, add, attn_mask=key_mask(tokens, count))
         x = self.norm(x)
         return tokens.but(x=x[:, count:], prefix=x[:, :count] if count else None, taps=kept)
