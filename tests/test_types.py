@@ -207,3 +207,32 @@ def test_mask_indices_come_from_its_flags():
 def test_length_without_a_grid_is_one_past_the_last_place():
     bare = Tokens(raw=torch.zeros(1, 2, 1), pos=torch.zeros(1, 2, 1), index=torch.tensor([[3, 7]]))
     assert bare.length == 8
+
+
+def graphs() -> Tokens:
+    """Two packed samples of three and two tokens, with edges."""
+    values = torch.arange(10.0).reshape(5, 2)
+    return Tokens(
+        raw=values, pos=values, index=torch.tensor([0, 1, 2, 0, 1]), sample=torch.tensor([0, 0, 0, 1, 1]), samples=2,
+        x=values * 10, edges=torch.tensor([[0, 3], [1, 4]]),
+    )  # fmt: skip
+
+
+def test_take_from_a_packed_batch_keeps_owners_and_drops_edges():
+    asked = graphs().take(torch.tensor([[4, 1]]))
+    assert asked.sample.tolist() == [1, 0] and asked.index.tolist() == [1, 1] and asked.edges is None
+    assert asked.raw.tolist() == [[8, 9], [2, 3]]
+    assert torch.equal(graphs().at(asked), asked.raw * 10)
+    assert graphs().at(asked, torch.arange(5)).tolist() == [4, 1]
+
+
+def test_take_from_a_dense_batch_drops_edges():
+    assert tokens(2, 4).but(edges=torch.zeros(2, 3, dtype=torch.int64)).take(torch.tensor([[0], [1]])).edges is None
+
+
+def test_length_without_a_grid_is_the_count():
+    few = tokens(2, 4).take(torch.tensor([[0, 1], [1, 2]]))
+    assert few.length == 3 and few.but(count=7).length == 7
+    assert (
+        TokenSpec(3, 1, count=7).length == 7 and TokenSpec(3, 2, (2, 5)).length == 10 and TokenSpec(3, 1).length is None
+    )

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from mmssl.data.loading import Skipped
-from mmssl.data.source import Arrays
+from mmssl.data.module import Data
+from mmssl.data.source import Arrays, BadSample
 from mmssl.draws import Draws, shuffle
 from mmssl.types import View
-from tests.data.toy import classes, data, write
+from tests.data.toy import Digits, classes, data, jitter, write
 
 
 @pytest.fixture(autouse=True)
@@ -234,3 +235,92 @@ def test_no_global_generator_is_used(tmp_path):
     held.facts()
     held.batch([(0, 1)])
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_repeats_are_rows_of_one_sample_with_draws_of_their_own(tmp_path):
+    root = classes(tmp_path / "d")
+    held = data(root, repeats=3)
+    batch = next(iter(held.train_dataloader()))
+    once = next(iter(data(root).train_dataloader()))
+    assert batch["id"].tolist() == [i for i in once["id"].tolist() for _ in range(3)]
+    assert batch["copy"].tolist() == [0, 1, 2] * 4 and torch.equal(batch["label"], once["label"].repeat_interleave(3))
+    raw = torch.stack([held.splits["train"].read(int(i)) for i in batch["id"]])
+    draws = Draws.of(0, 0, batch["id"], batch["copy"])
+    moved = sum(draws.named(f"view/a/{place}").integers(0, 50, 1) for place in range(2))
+    assert torch.equal(batch["a"].data, raw + moved.to(torch.uint8))
+    assert len({tuple(row) for row in (batch["a"].data - raw)[:3].tolist()}) > 1
+    evaluated = next(iter(held.eval_loader("train")))
+    assert "copy" not in evaluated and len(evaluated["id"]) == 4
+
+
+def breaks(sample, draws):
+    """A view operation that finds every third sample unreadable only now."""
+    if int(sample.sum()) % 3 == 0:
+        raise BadSample("a multiple of three")
+    return sample
+
+
+def test_samples_that_break_in_a_view_are_replaced_and_counted(tmp_path):
+    held = data(
+        classes(tmp_path / "d"), views={"a": [breaks, jitter]}, view=[breaks], bad_share=0.9, folder={"test_share": 0}
+    )
+    dataset, order = held.splits["train"], shuffle(20, 0, 0)[:4].tolist()
+    batch = next(iter(held.train_dataloader()))
+
+    def readable(i):
+        return int(dataset.read(i % 20).sum()) % 3 != 0
+
+    want = [next(i + k for k in range(20) if readable(i + k)) % 20 for i in order]
+    assert batch["id"].tolist() == want
+    assert set(held.skipped) == set(batch["bad"]) and len(batch["bad"]) == sum(not readable(i) for i in order)
+    moved = Draws.of(0, 0, batch["id"]).named("view/a/1").integers(0, 50, 1)
+    assert torch.equal(batch["a"].data, torch.stack([dataset.read(i) for i in want]) + moved.to(torch.uint8))
+    seen = [i for part in held.eval_loader("train") for i in part["id"].tolist()]
+    assert seen == [i for i in range(20) if readable(i)]
+
+
+def test_a_full_batch_is_all_of_train(tmp_path):
+    held = data(classes(tmp_path / "d"), batch_size="full", folder={"test_share": 0})
+    batches = list(held.train_dataloader())
+    assert held.batch_size == 20 and len(batches) == 1 and sorted(batches[0]["id"].tolist()) == list(range(20))
+    with pytest.raises(ValueError, match=r"data\.batch_size=full .* 2 ranks x 1 .*seed nodes"):
+        held.set_share(0, 2)
+
+
+class Seeded:
+    """A source whose splits can be parts drawn around seeds."""
+
+    unit = "token"
+
+    def __init__(self, adapter):
+        self.whole = Arrays(np.zeros((1, 2), np.uint8), None, None, "whole")
+        self.parts = Arrays(np.ones((6, 2), np.uint8), None, None, "parts")
+
+    def splits(self):
+        return {"train": self.whole}
+
+    def seeds(self):
+        return {"train": self.parts}
+
+
+def test_a_batch_of_seeds_takes_parts_of_the_whole():
+    full, seeds = (
+        Data(Digits(), 0, source=Seeded, views={"x": []}, view=[], batch_size=size, workers=0) for size in ("full", 3)
+    )
+    assert len(full.splits["train"]) == 1 and len(seeds.splits["train"]) == 6 and seeds.unit == "token"
+    assert full.unit == "token"
+
+
+def test_facts_fitted_before_are_handed_on(tmp_path):
+    class Told(Digits):
+        told = None
+
+        def use(self, facts):
+            self.told = facts
+
+    held = data(classes(tmp_path / "d"))
+    held.adapter = Told()
+    facts = held.facts()
+    assert held.adapter.told is facts and facts["width"] == 3
+    held.use({"width": 7})
+    assert held.facts() == held.adapter.told == {"width": 7}

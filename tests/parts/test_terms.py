@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmssl.masks import Mask
+from mmssl.types import View
 from tests.small import CROSS, DECODER, PIXELS, batch, module
 
 FIXED = {"_target_": "target/teacher"}
@@ -75,3 +76,53 @@ def test_all_tokens_with_several_masks_per_sample():
 def test_all_tokens_without_a_masker():
     part = module(masker=None, corruptor=None, objective={"pixels": PIXELS | {"at": "all", "predictor": {"_target_": "predictor/linear"}}})  # fmt: skip
     assert float(part.objective["pixels"](part.begin(batch()))[1]) == 64
+
+
+def test_two_regions_share_one_decoder_pass():
+    """ReMasker's layout: hidden and visible tokens answered together, each region averaged on its own."""
+    part = module(objective={"pixels": PIXELS | {"at": ["hidden", "visible"]}}).double()
+    given = batch()
+    given["x"] = View(given["x"].data.double(), "image")
+    term, step = part.objective["pixels"], part.begin(given)
+    calls = []
+    term.predictor.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    sums, counts = term(step)
+    assert counts.tolist() == [48, 16] and len(calls) == 1
+    look = step["x"]
+    asked, _ = term.query(look, "hidden")
+    decoder, seen = term.predictor, look.seen
+    known = torch.cat([decoder.embed(seen.prefix), decoder.embed(seen.x) + decoder.position(seen)], 1)
+    x = torch.cat([known, decoder.mask_token + decoder.position(asked)], 1)
+    for block in decoder.blocks:
+        x = block(x)
+    answers = decoder.head(decoder.norm(x[:, 1:]))
+    target = term.target(look, look.tokens)
+    index = torch.cat([seen.index, asked.index], 1)
+    error = (answers - target.gather(1, index.unsqueeze(-1).expand_as(answers))).square().mean(-1)
+    torch.testing.assert_close(sums, torch.stack([error[:, 4:].sum(), error[:, :4].sum()]))
+    torch.testing.assert_close(part.training_step(given), error[:, 4:].mean() + error[:, :4].mean())
+
+
+def test_some_values_of_a_token_alone_are_in_the_loss():
+    """TERA's layout: the loss is the mean over marked values of the tokens asked for."""
+    head = {
+        "predictor": {"_target_": "predictor/linear"},
+        "loss": {"_target_": "loss/l1"},
+        "target": {"_target_": "target/raw"},
+    }
+    part = module(objective={"pixels": PIXELS | head}, corruptor={"_target_": "corruptor/token"})
+    elements = torch.rand(4, 16, 192, generator=torch.Generator().manual_seed(0)) < 0.2
+    targets = (torch.arange(16) % 3 == 0).expand(4, 1, 16)
+    visible = torch.ones(4, 16, dtype=torch.bool)
+    part.looks["x"].masker = lambda *_: Mask(visible, targets, None, 16, 6, elements=elements)
+    step = part.begin(batch())
+    answer = part.objective["pixels"].predictor(step["x"].seen, step["x"].tokens)
+    marked = elements & targets[:, 0].unsqueeze(-1)
+    want = (answer - step["x"].tokens.raw).abs()[marked].mean()
+    torch.testing.assert_close(part.training_step(batch()), want)
+
+
+@pytest.mark.parametrize("at", [[], ["hidden", "hidden"], ["hidden", "there"]])
+def test_regions_are_checked(at):
+    with pytest.raises(ValueError, match="`at` has to be"):
+        module(objective={"pixels": PIXELS | {"at": at}})
