@@ -99,6 +99,8 @@ def evaluate(
         loaded = read(source, trust)
         tree = _other_data(loaded.tree, overrides)
     data = parts.data(tree)
+    if loaded is not None:
+        data.use(loaded.facts)
     tree["evaluation"]["protocols"] = _chosen(tree["evaluation"]["protocols"], protocols)
     facts = data.facts() if loaded is None else loaded.facts
     network = parts.network(tree, facts).eval() if loaded is None else loaded.network
@@ -106,6 +108,40 @@ def evaluate(
     if loaded is not None:
         print(f"scored {loaded.file}, the {loaded.branch}", file=sys.stderr)
     return _keep(source, loaded, tree, overrides, scores)
+
+
+def embed(
+    source: str, out: str | Path, overrides: list[str] | None = None, what: str = "features", trust: bool = False
+) -> dict[str, Any]:
+    """Features of all splits of the data by a trained encoder, or the data with missing values filled in, in a file.
+
+    Args:
+        source: a run's directory or a checkpoint of ours.
+        out: the file: `.npz`, `.parquet` or `.safetensors` for features; what the modality writes for imputed data.
+        overrides: `data=...` and `data.*` for other data than the run's own.
+        what: `features` or `imputed`.
+        trust: whether the checkpoint may name import paths.
+
+    Returns:
+        `file`, and how much was written.
+    """
+    if message := check_trio():
+        raise ConfigError(message)
+    from mmssl.config import build as parts
+    from mmssl.registry import suggest
+    from mmssl.run import embedding
+    from mmssl.run.loading import load as read
+    from mmssl.run.loading import load_module
+
+    if what not in ("features", "imputed"):
+        raise ConfigError(f"what={what}: `embed` writes features or imputed{suggest(what, ['features', 'imputed'])}")
+    loaded = read(source, trust)
+    tree = _other_data(loaded.tree, list(overrides or []))
+    data = parts.data(tree)
+    data.use(loaded.facts)
+    if what == "imputed":
+        return embedding.impute(load_module(source, trust), data, Path(out))
+    return embedding.embed(loaded, data, tree, Path(out))
 
 
 def _chosen(configured: dict[str, Any], wanted: list[str] | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ HELP = """usage: mmssl VERB [RECIPE | RUN] [--json] [-m] [key=value ...]
 Train:     pretrain RECIPE [key=value ...]       such as mmssl pretrain image/mae data=sample
            pretrain -m RECIPE,RECIPE key=a,b     a sweep over recipes and values
 Measure:   evaluate RUN | CKPT | timm:NAME [protocol=knn,linear] [data=...]
+           embed RUN | CKPT out=FILE [what=features | imputed] [data=...]
            bench RECIPE                          step time, samples/s, data wait, memory
 Look:      list [recipes | modalities | maskers | ...]     doc PART     show RECIPE     preview RECIPE [out=FILE]
 Runs:      runs [DIR]                            report RUN ... [out=FILE.html]
@@ -140,62 +141,34 @@ def evaluate(rest: list[str], flags: list[str]) -> int:
     return 0
 
 
+def embed(rest: list[str], flags: list[str]) -> int:
+    """Features of a data set in a file, or the data with missing values filled in."""
+    source, overrides = split(rest, "run or checkpoint")
+    out, what = take(overrides, "out"), take(overrides, "what") or "features"
+    if out is None:
+        raise Usage("`mmssl embed RUN` needs out=FILE.npz (or .parquet, .safetensors)")
+    from mmssl.api import embed as write
+
+    content = write(needed(source, "run", "embed"), out, overrides, what, "--trust" in flags)
+    emit(flags, {"verb": "embed", "schema": 1} | content, lambda: f"wrote {content['file']}")
+    return 0
+
+
 def list_(rest: list[str], flags: list[str]) -> int:
     """Lists recipes, modalities, or parts of a kind."""
-    from mmssl.config.files import describe, options, recipes
-    from mmssl.registry import entries, names
+    from mmssl.listing import listing
 
-    what = rest[0] if rest else "recipes"
-    kinds = sorted({entry.kind for entry in entries().values()})
-    groups = ("modality", "encoder", "data", "optim", "trainer", "logger")
-    if what == "recipes":
-        rows = [describe(name) for name in recipes()]
-        emit(
-            flags, {"verb": "list", "schema": 1, "recipes": rows},
-            lambda: "\n".join(f"{r['name']:24} {'+'.join(r['family']):20} {r['paper']}" for r in rows),
-        )  # fmt: skip
-        return 0
-    kind = next((k for k in kinds if what in (k, k + "s", k[:-1] + "ies", k + "es")), None)
-    if kind is None and what not in groups:
-        words = ["recipes", *(k[:-1] + "ies" if k.endswith("y") else k + "s" for k in kinds), "data"]
-        raise Usage(f"there is no list of {what!r}{suggest(what, words)}")
-    found = names(kind) if kind else []
-    rows = [{"name": name, "does": entries()[name].doc.partition("\n")[0]} for name in found]
-    choices = options(kind or what) if (kind or what) in groups else []
-    content = {"verb": "list", "schema": 1, "kind": kind or what, "parts": rows, "choices": choices}
-
-    def text() -> str:
-        lines = [f"{row['name']:28} {row['does']}" for row in rows]
-        return "\n".join(lines + ([f"choices of {kind or what}=: {', '.join(choices)}"] if choices else []))
-
-    emit(flags, content, text)
+    content, text = listing(rest[0] if rest else "recipes")
+    emit(flags, {"verb": "list", "schema": 1} | content, lambda: text)
     return 0
 
 
 def doc(rest: list[str], flags: list[str]) -> int:
     """A part's signature, defaults, documentation and file; or a recipe's header."""
-    from mmssl.config.files import describe, recipe_file, recipes
-    from mmssl.registry import entry
+    from mmssl.listing import document
 
-    name = needed(rest[0] if rest else None, "recipe", "doc")
-    if name in recipes():
-        emit(flags, {"verb": "doc", "schema": 1} | describe(name), lambda: recipe_file(name).read_text())
-        return 0
-    part = entry(name)
-    arguments = [vars(a) for a in part.arguments.values()]
-    content = {
-        "verb": "doc", "schema": 1, "name": name, "file": str(part.file), "line": part.line, "arguments": arguments,
-        "supplied": part.supplied, "doc": part.doc,
-    }  # fmt: skip
-
-    def text() -> str:
-        lines = [f"{name}    {part.file}:{part.line}", "", part.doc, ""]
-        for a in arguments:
-            default = "required" if a["default"] is None else f"= {a['default']}"
-            lines.append(f"  {a['name']}: {a['annotation']}  {default}")
-        return "\n".join(lines + ([f"\nsupplied by its parent: {', '.join(part.supplied)}"] if part.supplied else []))
-
-    emit(flags, content, text)
+    content, text = document(needed(rest[0] if rest else None, "recipe", "doc"))
+    emit(flags, {"verb": "doc", "schema": 1} | content, lambda: text)
     return 0
 
 
@@ -277,6 +250,7 @@ def report(rest: list[str], flags: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str], list[str]], int]] = {
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "embed": embed,
     "list": list_,
     "doc": doc,
     "show": show,

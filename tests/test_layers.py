@@ -23,7 +23,7 @@ LAYERS = [
     ("config",),
     ("run", "runs"),
     ("api",),
-    ("sweep",),
+    ("listing", "sweep"),
     ("cli",),
 ]
 HYDRA = {"config", "cli", "sweep"}  # the modules that may import hydra and omegaconf

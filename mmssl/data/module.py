@@ -40,6 +40,7 @@ class Data(lightning.LightningDataModule):
             step (one large graph).
         repeats: rows of each sample in a training batch, with augmentations and masks of their own (MAE-ST: 4); the
             batch size counts samples before they are repeated.
+        drop_last: whether the last batch of an epoch is left out where it is smaller than the others.
         workers: worker processes of a loader; `auto` is 0 for data in memory on at most two cores, else one less than
             there are cores, at most 8.
         size: input size, for views and facts; what it measures is the modality's matter.
@@ -60,6 +61,7 @@ class Data(lightning.LightningDataModule):
         view: Sequence[Op],
         batch_size: int | str,
         repeats: int = 1,
+        drop_last: bool = True,
         workers: int | str = "auto",
         size: int | None = None,
         channels: int | None = None,
@@ -79,6 +81,7 @@ class Data(lightning.LightningDataModule):
         self.adapter, self.seed = adapter, seed
         self.source = source(adapter)
         self.repeats, self.full, self._said = repeats, batch_size == "full", batch_size
+        self.drop_last = drop_last
         self.views, self.view = {name: list(ops) for name, ops in views.items()}, list(view)
         self.workers, self.size, self.channels = workers, size, channels
         self.memory_mb, self.root = memory_mb, root
@@ -146,8 +149,7 @@ class Data(lightning.LightningDataModule):
     def use(self, facts: dict[str, Any]) -> None:
         """Takes facts over that were fitted before: an encoder that was trained with them is met again."""
         self._facts = facts
-        if hasattr(self.adapter, "use"):
-            self.adapter.use(facts)
+        getattr(self.adapter, "use", lambda _: None)(facts)
 
     def _measured(self) -> Iterator[Any]:
         """The samples that facts are fitted on: the same for every seed."""
@@ -203,7 +205,10 @@ class Data(lightning.LightningDataModule):
                 f"set data.batch_size to at most {len(dataset)}"
             )
         rank, world, accumulate = self._share
-        sampler = EpochBatches(len(dataset), self.batch_size, self.seed, rank=rank, world=world, accumulate=accumulate)
+        sampler = EpochBatches(
+            len(dataset), self.batch_size, self.seed, rank=rank, world=world, accumulate=accumulate,
+            drop_last=self.drop_last,
+        )  # fmt: skip
         sampler.set_start(*self._start)
         batches = Batches(dataset, self.adapter, self.views, self.seed, self.channels, True, self.repeats)
         return Loader(batches, sampler, partial(self._note, "train"), self._workers(dataset), keep_workers=True)

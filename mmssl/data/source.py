@@ -32,9 +32,8 @@ class BadSample(ValueError):
 class Adapter(Protocol):
     """All that generic code knows of a modality; the part `modality/<name>`.
 
-    Optional attributes: `open(path)` in place of `decode(blob)`, for files that are not read whole; `measured`, how
-    many samples facts are fitted on; `use(facts)`, told the facts before the first batch, where samples are encoded by
-    what was fitted.
+    Optional: `open(path)` in place of `decode(blob)`, for files that are not read whole; `measured`, how many samples
+    facts are fitted on; `use(facts)`, told the facts before the first batch, where samples are encoded by them.
     """
 
     name: str
@@ -103,9 +102,9 @@ class Dataset(Protocol):
 class Source(Protocol):
     """Where data come from; called with the adapter by `data/module`.
 
-    Optional attributes: `unit`, `sample` or `token`: what labels belong to and evaluation gives a row to, by default
-    `sample`; `seeds()`, splits whose samples are parts drawn around seeds (nodes of one large graph), taken instead of
-    `splits()` unless `data.batch_size` is `full`.
+    Optional: `unit`, `sample` (default) or `token`: what labels belong to and evaluation gives a row to; `seeds()`,
+    splits whose samples are parts drawn around seeds (nodes of one large graph), taken instead of `splits()` unless
+    `data.batch_size` is `full`.
     """
 
     def splits(self) -> dict[str, Dataset]:
@@ -156,8 +155,8 @@ class Files:
 
     def cache_key(self) -> str:
         """Digest of the folder, names, sizes and times of change."""
-        files = (f"{name}:{stat(self.folder / name)}" for name in map(self.name, range(len(self))))
-        return digest([self.adapter.name, str(self.folder.resolve()), *files])
+        names = map(self.name, range(len(self)))
+        return digest([self.adapter.name, str(self.folder.resolve()), *(f"{n}:{stat(self.folder / n)}" for n in names)])
 
 
 class Arrays:

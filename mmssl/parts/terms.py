@@ -90,12 +90,12 @@ class Predict(nn.Module):
 
     def predict(self, step: Step) -> list[tuple[Tokens, Tensor]]:
         """Of each region the tokens asked for, and what is predicted there, (r k, t, o)."""
-        look = step[self.look]
-        if set(self.at) >= {"hidden", "visible"} and hasattr(self.predictor, "both"):
+        look, both = step[self.look], getattr(self.predictor, "both", None)
+        if set(self.at) == {"hidden", "visible"} and callable(both):
             hidden, seen = self.query(look, "hidden")
             visible, _ = self.query(look, "visible")
-            answers = dict(zip(("hidden", "visible"), self.predictor.both(seen, hidden, visible), strict=True))
-            return [({"hidden": hidden, "visible": visible}[at], answers[at]) for at in self.at]
+            found = list(zip((hidden, visible), both(seen, hidden, visible), strict=True))
+            return found if self.at[0] == "hidden" else found[::-1]
         asked = [self.query(look, at) for at in self.at]
         return [(query, self.predictor(seen, query)) for query, seen in asked]
 

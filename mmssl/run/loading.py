@@ -86,6 +86,27 @@ def load(path: str | Path, trust: bool = False) -> Loaded:
     return Loaded(network.eval(), tree, facts, file, tree["keep"])
 
 
+def load_module(path: str | Path, trust: bool = False) -> Any:
+    """The whole module of a run or checkpoint, predictors included, in evaluation mode.
+
+    Raises:
+        ConfigError: for a file that is truncated, unsafe, or of another architecture than it says.
+    """
+    file = checkpoint_of(path)
+    content = checkpoints.read(file)
+    own = checkpoints.ours(content, file)
+    check(own["config"], trust=trust)
+    module = build.module(own["config"], own["facts"])
+    try:
+        module.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise ConfigError(
+            f"{file} does not hold the module its configuration describes: {' '.join(lines[1:4])}"
+        ) from error
+    return module.eval()
+
+
 @register("network/run")
 def run_network(spec: TokenSpec, *, path: str) -> nn.Module:
     """A frozen encoder from a run or checkpoint of ours, for `target/frozen`.

@@ -324,3 +324,12 @@ def test_facts_fitted_before_are_handed_on(tmp_path):
     assert held.adapter.told is facts and facts["width"] == 3
     held.use({"width": 7})
     assert held.facts() == held.adapter.told == {"width": 7}
+
+
+def test_the_last_smaller_batch_may_be_kept(tmp_path):
+    root = classes(tmp_path / "d")
+    sizes = [
+        len(batch["id"])
+        for batch in data(root, batch_size=8, drop_last=False, folder={"test_share": 0}).train_dataloader()
+    ]
+    assert sizes == [8, 8, 4]

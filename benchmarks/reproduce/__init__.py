@@ -1,0 +1,1 @@
+"""Published numbers, reproduced: each job is one (recipe, set, seed) and leaves one file under docs/results/."""
