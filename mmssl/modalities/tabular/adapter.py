@@ -1,0 +1,126 @@
+"""What generic code knows of tables: how rows are joined, measured, encoded and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.modalities.tabular import imputation, pictures
+from mmssl.modalities.tabular.encoding import Cells, Encoding, announce, fit
+from mmssl.modalities.tabular.reading import READABLE
+from mmssl.modalities.tabular.table import Row, Table
+from mmssl.registry import register
+
+# Encoded tables that are kept: those of a run's splits, and a few of pictures.
+_KEPT = 4
+
+
+@register("modality/tabular")
+class Tabular:
+    """The modality of tables. A sample is a `Row`: a table in memory and the number of a row in it."""
+
+    name = "tabular"
+    extensions = READABLE
+    # Ranges, categories and constant columns are those of all rows, not of some.
+    measured = 10**12
+
+    def __init__(self) -> None:
+        self._encoding: Encoding | None = None
+        self._encoded: list[tuple[Table, np.ndarray, np.ndarray]] = []
+
+    def decode(self, blob: bytes, channels: int | None = None) -> Row:
+        """Refuses: a table is one file, not a file for each sample.
+
+        Raises:
+            ValueError: always, with the source to use.
+        """
+        raise ValueError("a file is a whole table here, not one sample; use data=table data.root=FILE")
+
+    def convert(self, sample: Row, channels: int) -> Row:
+        """Refuses: rows have no channels.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("data.channels has no meaning for tables; leave it null")
+
+    def facts(self, samples: Iterable[Row]) -> dict[str, Any]:
+        """Fits the encoding on rows of one table; see `encoding.fit` for what is returned.
+
+        Raises:
+            ValueError: where there is no row, or fewer than two columns are of use.
+        """
+        rows = list(samples)
+        if not rows:
+            raise ValueError("data.source gave no readable row to measure; check data.root")
+        table = rows[0].table
+        assert all(row.table is table for row in rows), "the splits of a source share one table"
+        facts = fit(table, np.array([row.number for row in rows]))
+        announce(facts["dropped"], table.origin)
+        return facts
+
+    def use(self, facts: Mapping[str, Any]) -> None:
+        """Takes the fitted encoding, also that of another run's training data."""
+        self._encoding, self._encoded = Encoding(facts), []
+
+    @property
+    def encoding(self) -> Encoding:
+        """The encoding in use."""
+        assert self._encoding is not None, "use(facts) comes before the first batch"
+        return self._encoding
+
+    def encoded(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
+        """A whole table encoded, values (n, c) float32 and given (n, c) bool; kept for the next batch."""
+        for known, values, given in self._encoded:
+            if known is table:
+                return values, given
+        values, given = self.encoding.encode(table)
+        self._encoded = [(table, values, given), *self._encoded[: _KEPT - 1]]
+        return values, given
+
+    def collate(self, samples: Sequence[Row]) -> Cells:
+        """Joins rows to a batch: one look-up in the encoded table."""
+        table = samples[0].table
+        if any(row.table is not table for row in samples):
+            parts = [self.encoded(row.table) for row in samples]
+            values = np.stack([part[0][row.number] for part, row in zip(parts, samples, strict=True)])
+            given = np.stack([part[1][row.number] for part, row in zip(parts, samples, strict=True)])
+        else:
+            index = np.fromiter((row.number for row in samples), np.int64, len(samples))
+            values, given = (array[index] for array in self.encoded(table))
+        # decided here, where it costs nothing, so that no part has to ask the device
+        return Cells(torch.from_numpy(values), None if given.all() else torch.from_numpy(given))
+
+    def baseline(self, sample: Row) -> Tensor:
+        """The raw-input baseline: standardised numbers and one-hot categories, (d,) float32.
+
+        A missing number is the mean; columns with missing cells in training add a column that says so. A missing
+        category is all zeros.
+        """
+        values, given = (array[sample.number] for array in self.encoded(sample.table))
+        units = self.encoding.decode(values[None])[0]
+        parts: list[float] = []
+        for value, known, column in zip(units, given, self.encoding.fitted, strict=True):
+            if column["kind"] == "categorical":
+                hot = [0.0] * len(column["categories"])
+                if known:
+                    hot[int(value)] = 1.0
+                parts += hot
+                continue
+            parts.append((value - column["mean"]) / column["std"] if known else 0.0)
+            if column["missing"] > 0:
+                parts.append(float(not known))
+        return torch.tensor(parts, dtype=torch.float32)
+
+    def picture(self, sample: Row) -> np.ndarray:
+        """A row as text, one line for each column, (h, w, 3) uint8; hidden cells are grey, missing ones empty."""
+        return pictures.draw(sample)
+
+    def impute(self, module: Any, data: Any, out: Path) -> dict[str, Any]:
+        """Fills the missing cells of the data's tables with a trained run; see `imputation.impute`."""
+        return imputation.impute(self, module, data, out)
