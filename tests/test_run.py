@@ -153,3 +153,39 @@ def test_an_unwritable_place_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["pretrain", "image/mae", *TINY, f"run.root={tmp_path / 'file'}"]) == 2
     assert "run.root: the run directory" in capsys.readouterr().err
+
+
+def test_embed_writes_the_features_of_a_run(run, tmp_path, capsys):
+    out = tmp_path / "features.npz"
+    assert main(["embed", str(run.path), f"out={out}", "data=folder", f"data.root={tmp_path / 'pictures'}"]) == 2
+    assert "has no 'pictures'" in capsys.readouterr().err
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((32, 32), 40 * i, np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    assert (
+        main(["embed", str(run.path), f"out={out}", "data=folder", f"data.root={tmp_path / 'pictures'}", "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out) == {"verb": "embed", "schema": 1, "file": str(out), "rows": 3, "dim": 24}
+    images = torch.arange(3).mul(40).to(torch.uint8).view(3, 1, 1, 1).expand(3, 1, 32, 32)
+    with torch.no_grad():
+        want = mmssl.load(run.path)(images).pool("mean")
+    np.testing.assert_allclose(np.load(out)["x"], want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "needs out=FILE"),
+        (["out=f.npz", "what=imputd"], "did you mean 'imputed'"),
+        (["out=f.npz", "optim.lr=1"], "takes data=..., data.\\* and evaluation.\\*"),
+        (["out=f.csv", "what=imputed"], "the modality image has no missing values"),
+    ],
+)
+def test_embed_refuses(run, capsys, words, message):
+    assert main(["embed", str(run.path), *words]) == 2
+    import re
+
+    assert re.search(message, capsys.readouterr().err)
