@@ -1,0 +1,1 @@
+"""The graph modality: nodes are tokens, a batch of graphs is one packed sequence with edges."""

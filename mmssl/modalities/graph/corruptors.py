@@ -1,0 +1,55 @@
+"""Corruptors of graphs: how nodes are hidden while every node stays where it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmssl import ranks
+from mmssl.draws import Draws
+from mmssl.modalities.graph.tokens import GraphTokens
+from mmssl.registry import register
+from mmssl.types import Mask, Tokens, TokenSpec
+
+
+@register("corruptor/replace")
+class Replace(nn.Module):
+    """Puts one learned vector, or another node's features, in place of the features of hidden nodes (GraphMAE).
+
+    Hidden nodes with a `Mask.source` take the features of that node, all others the learned vector, which starts at
+    zero.
+
+    Args:
+        spec: sizes of the tokens.
+        accepts: what the encoder accepts: `graph`.
+        dim: the encoder's width.
+        shown_only: whether the encoder may leave hidden nodes out of its last layer, for predictors that mask them once
+            more anyway (`predictor/graph`); a saving, not another result.
+    """
+
+    on = "tokens"
+    needs = ("graph",)
+
+    def __init__(self, spec: TokenSpec, accepts: str, dim: int, *, shown_only: bool = False) -> None:
+        super().__init__()
+        self.shown_only = shown_only
+        self.mask_token = nn.Parameter(torch.zeros(spec.raw))
+
+    def forward(self, tokens: Tokens, mask: Mask, draws: Draws) -> Tokens:
+        """The same nodes and edges, with other features."""
+        hidden = mask.hidden[0]
+        source = torch.full_like(hidden, -1, dtype=torch.int64) if mask.source is None else mask.source[0]
+        learned = hidden & (source < 0)
+        rows = torch.where(source >= 0, source, torch.arange(len(source), device=source.device))
+        replaced, borrowed = learned.nonzero().squeeze(1), (source >= 0).nonzero().squeeze(1)
+        raw = tokens.raw.clone()
+        if mask.source is not None:
+            raw[borrowed] = ranks.gather(tokens.raw)[source[borrowed]]
+        raw[replaced] = self.mask_token.to(raw.dtype)
+        if not isinstance(tokens, GraphTokens):
+            return tokens.but(raw=raw)
+        wanted = (~hidden).nonzero().squeeze(1) if self.shown_only else None
+        features = None
+        if tokens.features is not None and ranks.world() == 1:
+            features = tokens.features.pick(torch.where(learned, -1, rows))
+        return tokens.but(raw=raw, features=features, token=self.mask_token, replaced=replaced, wanted=wanted)

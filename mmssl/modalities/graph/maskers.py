@@ -1,0 +1,103 @@
+"""Maskers of graphs: nodes are counted over the whole global batch, as if it were one disconnected graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmssl import ranks
+from mmssl.draws import Draws
+from mmssl.registry import register
+from mmssl.types import Mask, Tokens
+
+
+def check_share(key: str, share: float) -> None:
+    """Refuses a share outside [0, 1).
+
+    Raises:
+        ValueError: naming the key and the remedy.
+    """
+    if not 0.0 <= share < 1.0:
+        hint = f"; did you mean {share / 100:g}?" if 1.0 < share < 100.0 else ""
+        raise ValueError(f"{key} is a share and has to be in [0, 1) (got {share:g}){hint}")
+
+
+def spread(draws: Draws, sample: Tensor, index: Tensor, longest: int) -> Tensor:
+    """A uniform number for each element of a packed batch, (n,): a pure function of its sample and place in it."""
+    return draws.uniform(longest).to(sample.device)[sample, index]
+
+
+def placed(score: Tensor) -> Tensor:
+    """The rank of each of this process's elements among those of all processes, ascending, (n,) int64."""
+    everyone = ranks.gather(score)
+    rank = torch.empty_like(everyone, dtype=torch.int64)
+    rank[torch.argsort(everyone, stable=True)] = torch.arange(len(everyone), device=score.device)
+    return rank[_own(len(score), score.device)]
+
+
+def placed_among(rank: Tensor, chosen: Tensor) -> Tensor:
+    """The rank of each chosen element among the chosen ones of all processes; past the last of them for others."""
+    return placed(rank + torch.where(chosen, 0, 1 << 40))
+
+
+def _own(count: int, device: torch.device) -> slice:
+    """Where this process's elements lie among those of all processes."""
+    if ranks.world() == 1:
+        return slice(0, count)
+    counts = ranks.gather(torch.tensor([count], device=device)).tolist()
+    start = sum(counts[: ranks.rank()])
+    return slice(start, start + count)
+
+
+@register("masker/nodes")
+class Nodes:
+    """Hides a share of all nodes of a batch (GraphMAE, Hou et al. 2022).
+
+    Of N nodes in the global batch, m = int(ratio N) are hidden: the first int((1 - noise) m) of a random order are
+    replaced by the token, the last int(noise m) by the features of as many distinct random nodes. At most two are left
+    between them: they keep their own features and are asked for all the same, as in the released code.
+
+    Args:
+        ratio: share of nodes that are hidden, in [0, 1).
+        noise: share of the hidden nodes that get another node's features, in [0, 1).
+
+    Raises:
+        ValueError: for a share outside [0, 1).
+    """
+
+    def __init__(self, *, ratio: float = 0.5, noise: float = 0.0) -> None:
+        check_share("masker.ratio", ratio)
+        check_share("masker.noise", noise)
+        self.ratio, self.noise = ratio, noise
+
+    def __call__(self, tokens: Tokens, draws: Draws, progress: float, score: Tensor | None) -> Mask:
+        """Masks a packed batch as one row."""
+        assert tokens.sample is not None, "masker/nodes hides nodes of packed graphs"
+        longest = int(tokens.index.max()) + 1 if len(tokens.index) else 0
+
+        def order(name: str) -> Tensor:
+            return placed(spread(draws.named(name), tokens.sample, tokens.index, longest))  # pyright: ignore[reportArgumentType]
+
+        count, device = len(tokens.index), tokens.index.device
+        total = count if ranks.world() == 1 else int(ranks.gather(torch.tensor([count], device=device)).sum())
+        hide = int(self.ratio * total)
+        hidden = order("hide") < hide
+        alone = ranks.world() == 1
+        return Mask(
+            ~hidden.unsqueeze(0), hidden.view(1, 1, -1), None, count - hide if alone else None, hide if alone else None,
+            source=self._source(hidden, hide, order) if self.noise > 0 else None,
+        )  # fmt: skip
+
+    def _source(self, hidden: Tensor, hide: int, order: Callable[[str], Tensor]) -> Tensor:
+        """Where noise nodes take their features from, (1, n); nodes that are left take their own."""
+        tokens, noise = int((1 - self.noise) * hide), int(self.noise * hide)
+        kind = placed_among(order("kind"), hidden)
+        giver = torch.argsort(ranks.gather(order("giver")))  # places in the global batch, in random order
+        source = torch.full_like(kind, -1)
+        noisy = hidden & (kind >= hide - noise)
+        source[noisy] = giver[kind[noisy] - (hide - noise)]
+        left = hidden & (kind >= tokens) & ~noisy
+        own = torch.arange(len(giver), device=giver.device)[_own(len(hidden), hidden.device)]
+        return torch.where(left, own, source).unsqueeze(0)
