@@ -90,11 +90,13 @@ class Predict(nn.Module):
 
     def predict(self, step: Step) -> list[tuple[Tokens, Tensor]]:
         """Of each region the tokens asked for, and what is predicted there, (r k, t, o)."""
-        look, both = step[self.look], getattr(self.predictor, "both", None)
-        if set(self.at) == {"hidden", "visible"} and callable(both):
+        look = step[self.look]
+        both: Callable[..., tuple[Tensor, Tensor]] | None = getattr(self.predictor, "both", None)
+        if both is not None and set(self.at) == {"hidden", "visible"}:
             hidden, seen = self.query(look, "hidden")
             visible, _ = self.query(look, "visible")
-            found = list(zip((hidden, visible), both(seen, hidden, visible), strict=True))
+            there, here = both(seen, hidden, visible)
+            found = [(hidden, there), (visible, here)]
             return found if self.at[0] == "hidden" else found[::-1]
         asked = [self.query(look, at) for at in self.at]
         return [(query, self.predictor(seen, query)) for query, seen in asked]
