@@ -63,3 +63,18 @@ def warmup_steps(
     if progress < warmup:
         return start + (1.0 - start) * progress / warmup
     return gamma ** sum(progress >= milestone for milestone in milestones)
+
+
+@register("schedule/warmup_linear")
+def warmup_linear(progress: float, *, warmup: float = 0.07, start: float = 0.0, final: float = 0.0) -> float:
+    """Linear warm-up to 1, then a straight line down (BERT, Mockingjay, TERA).
+
+    Args:
+        progress: share of training done.
+        warmup: share of the run that warms up.
+        start: factor at the first step.
+        final: factor at the end.
+    """
+    if progress < warmup:
+        return start + (1.0 - start) * progress / warmup
+    return final + (1.0 - final) * (1.0 - min(progress, 1.0)) / max(1.0 - warmup, 1e-12)

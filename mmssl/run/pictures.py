@@ -22,7 +22,10 @@ def filled(tokens: Tokens, query: Tokens, values: torch.Tensor) -> Tokens:
     """Tokens whose raw values are replaced at the places of a query."""
     values = values.to(tokens.raw.dtype)
     if not tokens.packed:
-        return tokens.but(raw=tokens.raw.scatter(1, query.index.unsqueeze(-1).expand_as(values), values))
+        places = query.index.unsqueeze(-1).expand_as(values)
+        if query.valid is not None:  # padded rows name places that were not asked for: those keep what they have
+            values = torch.where(query.valid.unsqueeze(-1), values, tokens.raw.gather(1, places))
+        return tokens.but(raw=tokens.raw.scatter(1, places, values))
     places = torch.arange(len(tokens.index), device=values.device).unsqueeze(-1)
     raw = tokens.raw.clone()
     raw[tokens.at(query, places).squeeze(-1)] = values

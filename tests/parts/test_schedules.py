@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mmssl.parts.schedules import constant, cosine, linear, warmup_cosine, warmup_steps
+from mmssl.parts.schedules import constant, cosine, linear, warmup_cosine, warmup_linear, warmup_steps
 
 
 def mae_rate(epoch, warmup, epochs, peak, least=0.0):
@@ -63,3 +63,9 @@ def test_linear_and_cosine_run_from_first_to_last():
     for step in range(100):  # DINO's momentum: 1 - (1 - m) (cos(pi t / T) + 1) / 2
         expected = 1 - (1 - 0.996) * (math.cos(math.pi * step / 100) + 1) / 2
         assert cosine(step / 100, first=0.996, last=1.0) == pytest.approx(expected, abs=1e-12)
+
+
+def test_warmup_linear_rises_and_falls_in_straight_lines():
+    values = [warmup_linear(p, warmup=0.1, start=0.2, final=0.1) for p in (0, 0.05, 0.1, 0.55, 1.0, 1.3)]
+    assert values == pytest.approx([0.2, 0.6, 1.0, 0.55, 0.1, 0.1])
+    assert [warmup_linear(p, warmup=0.0) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])

@@ -1,0 +1,1 @@
+"""Audio: recordings of any rate, any number of channels and any length."""
