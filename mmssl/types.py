@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mmssl.masks import Mask as Mask
 
+POOLS = ("mean", "sum", "max", "meanmax", "cls")
+
 
 @dataclass(frozen=True)
 class View:
@@ -176,10 +178,11 @@ class Tokens:
         return int(self.index.max()) + 1 if self.count is None else self.count
 
     def pool(self, how: str = "mean") -> Tensor:
-        """One vector per sample, (b, d).
+        """One vector per sample, (b, d), or (b, 2 d) for `meanmax`.
 
         Args:
-            how: `mean` of the valid tokens, or `cls`, the first prefix token.
+            how: `mean`, `sum` or `max` of the valid tokens, `meanmax`, the maximum and the mean side by side, or `cls`,
+                the first prefix token.
 
         Raises:
             ValueError: for another word, or `cls` where the encoder has no class token.
@@ -189,20 +192,27 @@ class Tokens:
             if self.prefix is None or self.prefix.shape[1] == 0:
                 raise ValueError("pool=cls, but this encoder has no class token; use pool=mean")
             return self.prefix[:, 0]
-        if how != "mean":
-            raise ValueError(f"pool has to be 'mean' or 'cls' (got {how!r})")
+        if how == "meanmax":
+            return torch.cat([self.pool("max"), self.pool("mean")], -1)
+        if how not in ("mean", "sum", "max"):
+            raise ValueError(f"pool has to be one of {', '.join(POOLS)} (got {how!r})")
         if self.sample is not None:
-            return self._packed_mean()
-        if self.valid is None:
-            return self.x.mean(1)
-        weight = self.valid.unsqueeze(-1).to(self.x.dtype)
-        return (self.x * weight).sum(1) / weight.sum(1).clamp(min=1)
-
-    def _packed_mean(self) -> Tensor:
-        assert self.x is not None and self.sample is not None and self.samples is not None
-        total = self.x.new_zeros(self.samples, self.x.shape[-1]).index_add_(0, self.sample, self.x)
-        count = self.x.new_zeros(self.samples).index_add_(0, self.sample, torch.ones_like(self.x[:, 0]))
-        return total / count.clamp(min=1).unsqueeze(-1)
+            assert self.samples is not None
+            out = self.x.new_zeros(self.samples, self.x.shape[-1])
+            if how == "max":
+                return out.scatter_reduce(0, self.sample[:, None].expand_as(self.x), self.x, "amax", include_self=False)
+            count = out.new_zeros(self.samples).index_add_(0, self.sample, torch.ones_like(self.x[:, 0]))
+            total = out.index_add_(0, self.sample, self.x)
+            return total if how == "sum" else total / count.clamp(min=1).unsqueeze(-1)
+        x = self.x
+        if self.valid is not None:
+            x = x.masked_fill(~self.valid.unsqueeze(-1), -torch.inf if how == "max" else 0.0)
+        if how == "max":
+            return x.amax(1)
+        total = x.sum(1)
+        if how == "sum":
+            return total
+        return total / (x.shape[1] if self.valid is None else self.valid.sum(1, keepdim=True).clamp(min=1))
 
     def pack(self) -> Tokens:
         """Dense to packed: padding goes, samples of unequal length follow one another. Edges are renumbered."""

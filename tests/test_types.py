@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmssl.config import slots
 from mmssl.masks import Mask, places
-from mmssl.types import Tokens, TokenSpec, View, concat
+from mmssl.types import POOLS, Tokens, TokenSpec, View, concat
 from tests.small import tokens
 
 
@@ -93,8 +94,8 @@ def test_pool_takes_the_class_token():
     assert torch.equal(whole.pool("cls"), whole.prefix[:, 0])
     with pytest.raises(ValueError, match=r"pool=cls.*no class token.*pool=mean"):
         ragged().pool("cls")
-    with pytest.raises(ValueError, match=r"'mean' or 'cls' \(got 'max'\)"):
-        whole.pool("max")
+    with pytest.raises(ValueError, match=r"one of mean, sum, max, meanmax, cls \(got 'median'\)"):
+        whole.pool("median")
 
 
 def test_pack_and_dense_invert_one_another():
@@ -202,6 +203,24 @@ def test_mask_indices_come_from_its_flags():
     assert mask.target_index[0].tolist() == [[[1, 2], [0, 3]], [[0, 3], [1, 2]]]
     assert mask.visible_index[1] is None and mask.target_index[1] is None
     assert mask.visible_index is mask.visible_index
+
+
+def test_every_pool_is_known_to_the_configuration():
+    assert POOLS == slots.POOLS
+
+
+@pytest.mark.parametrize("how", ["mean", "sum", "max", "meanmax"])
+def test_pools_read_valid_tokens_alone(how):
+    valid = torch.tensor([[True, True, False, True], [False, True, True, True]])
+    whole = tokens(2, 4, valid=valid)
+    whole = whole.but(x=whole.raw - 5 * (1 + torch.arange(4.0))[:, None])
+    want = []
+    for x, kept in zip(whole.x, valid, strict=True):
+        rows = x[kept]
+        made = {"mean": rows.mean(0), "sum": rows.sum(0), "max": rows.max(0).values}
+        want.append(torch.cat([made["max"], made["mean"]]) if how == "meanmax" else made[how])
+    torch.testing.assert_close(whole.pool(how), torch.stack(want))
+    torch.testing.assert_close(whole.pack().pool(how), torch.stack(want))
 
 
 def test_length_without_a_grid_is_one_past_the_last_place():

@@ -9,6 +9,7 @@ from mmssl.config.compose import ConfigError
 from mmssl.registry import names, suggest
 
 KEYS = {"run": ("root",), "evaluation": ("protocols", "pool", "limit", "every_epochs")}
+POOLS = ("mean", "sum", "max", "meanmax", "cls")  # as in mmssl.types, which needs torch
 LOOK = ("views", "masker", "corruptor", "guide", "mask")
 PARTS = ("tokenizer", "encoder", "masker", "corruptor", "guide", "teacher", "optim", "trainer", "data")
 
@@ -31,6 +32,9 @@ def check_slots(tree: Mapping[str, Any]) -> None:
         raise ConfigError(f"seed has to be a whole number (got {seed!r})")
     if keep not in ("student", "teacher"):
         raise ConfigError(f"keep has to be 'student' or 'teacher' (got {keep!r}){suggest(str(keep), KEEP)}")
+    pool = tree["evaluation"].get("pool")
+    if pool not in POOLS:
+        raise ConfigError(f"evaluation.pool: there is no pool {pool!r}{suggest(str(pool), POOLS)}")
     check_looks(tree)
 
 

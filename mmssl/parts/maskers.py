@@ -45,16 +45,19 @@ class Random:
         ratio: share of tokens that are hidden, in [0, 1).
         predict: share of *all* tokens that is asked for, at most `ratio`; null asks for everything hidden.
             CrossMAE: n - int(n (1 - ratio)) - int(n (ratio - predict)) tokens are asked for.
+        floor: which count is rounded down, `visible`, or `hidden` as int(n ratio) (Point-MAE).
 
     Raises:
-        ValueError: for a ratio outside [0, 1), or predict outside (0, ratio].
+        ValueError: for a ratio outside [0, 1), predict outside (0, ratio], or another word.
     """
 
-    def __init__(self, *, ratio: float = 0.75, predict: float | None = None) -> None:
+    def __init__(self, *, ratio: float = 0.75, predict: float | None = None, floor: str = "visible") -> None:
         check_ratio(ratio)
+        if floor not in ("visible", "hidden"):
+            raise ValueError(f"masker.floor has to be 'visible' or 'hidden' (got {floor!r})")
         if predict is not None and not 0.0 < predict <= ratio:
             raise ValueError(f"masker.predict has to be in (0, masker.ratio={ratio:g}] (got {predict:g})")
-        self.ratio, self.predict = ratio, predict
+        self.ratio, self.predict, self.floor = ratio, predict, floor
 
     def __call__(self, tokens: Tokens, draws: Draws, progress: float, score: Tensor | None) -> Mask:
         """Masks one row per sample."""
@@ -70,7 +73,8 @@ class Random:
 
     def _counts(self, n: int) -> tuple[int, int]:
         """How many of n tokens stay visible, and how many are hidden but not asked for."""
-        return int(n * (1 - self.ratio)), 0 if self.predict is None else int(n * (self.ratio - self.predict))
+        keep = int(n * (1 - self.ratio)) if self.floor == "visible" else n - int(n * self.ratio)
+        return keep, 0 if self.predict is None else int(n * (self.ratio - self.predict))
 
     def _packed(self, tokens: Tokens, draws: Draws) -> Mask:
         """The same of each sample of a packed batch, as one row."""

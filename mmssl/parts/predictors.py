@@ -52,7 +52,7 @@ class Transformer(nn.Module):
         width: the encoder's width.
         out: width of the answer.
         taps: layers that the encoder can give; none is read.
-        dim: width of the decoder.
+        dim: width of the decoder; null takes the encoder's, with no linear map in between (Point-MAE).
         depth: number of blocks.
         heads: attention heads.
         position: position embedding, called as (spec, dim); class tokens get zeros.
@@ -64,6 +64,8 @@ class Transformer(nn.Module):
         prefix: what becomes of the encoder's class token: `seen` (embedded, MAE), `own` (a learned token of this
             decoder takes its place, MAE-ST) or `none` (left out, VideoMAE).
         activation: applied to the answers, for instance `activation/unit_tanh`.
+        head_std: standard deviation of the last linear map's initial normal; null for Xavier-uniform. Where targets are
+            far smaller than 1, a head that begins small leaves the encoder in peace.
 
     Raises:
         ValueError: when heads do not divide the width, or for an unknown `prefix`.
@@ -76,7 +78,7 @@ class Transformer(nn.Module):
         out: int,
         taps: tuple[str, ...],
         *,
-        dim: int = 512,
+        dim: int | None = 512,
         depth: int = 8,
         heads: int = 16,
         position: Position = SinCos,
@@ -87,15 +89,17 @@ class Transformer(nn.Module):
         drop_path: float = 0.0,
         prefix: str = "seen",
         activation: Callable[[Tensor], Tensor] | None = None,
+        head_std: float | None = None,
     ) -> None:
         super().__init__()
+        self.embed = nn.Identity() if dim is None else nn.Linear(width, dim)
+        dim = width if dim is None else dim
         if dim % heads:
             raise ValueError(f"predictor.heads={heads} does not divide predictor.dim={dim}; choose a divisor of {dim}")
         if prefix not in ("seen", "own", "none"):
             raise ValueError(f"predictor.prefix has to be 'seen', 'own' or 'none' (got {prefix!r})")
         norm = partial(nn.LayerNorm, eps=norm_eps)
         self.activation, self.position_every, self.keep_prefix = activation, position_every, prefix == "seen"
-        self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         self.position = position(spec, dim)
         self.blocks = nn.ModuleList(
@@ -111,7 +115,10 @@ class Transformer(nn.Module):
         )
         self.norm = norm(dim)
         self.head = nn.Linear(dim, out)
-        xavier_(self)
+        for part in (self.embed, self.blocks, self.norm, self.head):  # positions are drawn by their own
+            xavier_(part)
+        if head_std is not None:
+            nn.init.normal_(self.head.weight, std=head_std)
         nn.init.normal_(self.mask_token, std=0.02)
         self.own = nn.Parameter(torch.randn(1, 1, dim) * 0.02) if prefix == "own" else None
 

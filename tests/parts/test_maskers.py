@@ -162,3 +162,13 @@ def test_check_ratio_accepts_shares():
 def test_fewest_marks_the_smallest():
     score = torch.tensor([[3.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
     assert fewest(score, 2).tolist() == [[False, True, False, True], [True, True, False, False]]
+
+
+def test_either_count_may_be_rounded_down():
+    whole = tokens(3, 64)
+    for floor, want in (("visible", 25), ("hidden", 26)):  # int(64 * 0.4) = 25 stay, or int(64 * 0.6) = 38 go
+        found = Random(ratio=0.6, floor=floor)(whole, Draws.of(0, 0, torch.arange(3)), 0.0, None)
+        assert found.visible_count == want and found.visible.sum(1).tolist() == [want] * 3
+        assert found.target_count == 64 - want
+    with pytest.raises(ValueError, match=r"masker\.floor has to be"):
+        Random(floor="both")

@@ -1,0 +1,1 @@
+"""Point clouds and meshes: points in space, in no order."""
