@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format smoke wheel clean
+.PHONY: help setup demo test check format smoke reproduce wheel clean
 
 BIN := .venv/bin
 MODERN := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -10,7 +10,7 @@ MODERN := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PROGRESS := awk '/(Downloading|Using cached) / && !/metadata/ { print; fflush() } /^Installing collected/ { print "  unpacking"; fflush() }'
 
 help: ## list the targets
-	@awk -F ': .*## ' '/^[a-z]+:.* ## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ': .*## ' '/^[a-z]+:.* ## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(BIN)/.stamp ## install mmssl and its tools into .venv, once
 
@@ -51,6 +51,9 @@ format: setup ## sort imports, mend what ruff can, and format
 
 smoke: setup ## two steps of each recipe through the command line
 	@$(BIN)/python benchmarks/smoke.py $(BIN)/mmssl
+
+reproduce: setup ## run the jobs of docs/results that are not done yet; DATA=folder of the sets, JOBS='graph-*'
+	@$(BIN)/python -m benchmarks.reproduce $(or $(DATA),$(error DATA is missing: make reproduce DATA=FOLDER)) $(JOBS)
 
 wheel: setup ## build the wheel and the source archive into dist/
 	@rm -rf dist
