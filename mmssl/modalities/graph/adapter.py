@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.modalities.graph.files import from_arrays
+from mmssl.draws import Draws
+from mmssl.modalities.graph.files import from_arrays, read_arrays
+from mmssl.modalities.graph.large import Large, Seed
 from mmssl.modalities.graph.pictures import draw
 from mmssl.modalities.graph.sparse import Adjacency, propagate
+from mmssl.modalities.graph.views import Neighbours
 from mmssl.registry import register
+
+_PICTURE = (6, 5)  # in-edges of each node that a picture of a seed shows, by hop
 
 
 @register("modality/graph")
 class Graph:
-    """The graph modality. A decoded sample is a `torch_geometric.data.Data` with `x` or without, and `edge_index`."""
+    """The graph modality. A decoded sample is a `torch_geometric.data.Data` with `x` or without, and `edge_index`.
+
+    Where nodes of one large graph are sampled it is a `Seed`, which `view/neighbours` turns into a `Data`.
+    """
 
     name = "graph"
-    extensions = (".npz",)
+    extensions: tuple[str, ...] = (".npz",)
     measured = 20_000  # graphs are small, and the largest degree is not found in a part of them
 
     def decode(self, blob: bytes, channels: int | None = None) -> Any:
@@ -48,10 +55,15 @@ class Graph:
         """
         from torch_geometric.data import Batch, Data
 
+        if any(isinstance(sample, Seed) for sample in samples):
+            raise ValueError(
+                "data.batch_size is a number, so that samples are nodes of one large graph, but no view operation "
+                "takes their neighbourhoods: put {_target_: view/neighbours} into `view` and into every one of "
+                "`views`, or set data.batch_size=full"
+            )
         if len(samples) == 1:  # a new object about the same tensors, because `Data.to` changes its own
-            parts = {
-                key: samples[0][key] for key in ("x", "edge_index", "edge_attr") if samples[0].get(key) is not None
-            }
+            keys = ("x", "edge_index", "edge_attr", "degree")
+            parts = {key: samples[0][key] for key in keys if samples[0].get(key) is not None}
             return Data(**parts, num_nodes=samples[0].num_nodes)
         widths = {None if sample.x is None else sample.x.shape[1] for sample in samples}
         if len(widths) > 1:
@@ -60,8 +72,9 @@ class Graph:
         start = torch.cumsum(counts, 0) - counts
         edges = [sample.edge_index + offset for sample, offset in zip(samples, start.tolist(), strict=True)]
         parts = {} if samples[0].x is None else {"x": torch.cat([sample.x for sample in samples])}
-        if all(sample.edge_attr is not None for sample in samples):
-            parts["edge_attr"] = torch.cat([sample.edge_attr for sample in samples])
+        for key in ("edge_attr", "degree"):
+            if all(sample.get(key) is not None for sample in samples):
+                parts[key] = torch.cat([sample[key] for sample in samples])
         owner = torch.repeat_interleave(torch.arange(len(samples)), counts)
         return Batch(
             batch=owner, ptr=torch.cat([start, counts.sum().view(1)]), edge_index=torch.cat(edges, 1),
@@ -79,37 +92,41 @@ class Graph:
         Raises:
             ValueError: where graphs differ in their features, or there is none.
         """
-        nodes, edges, widths, edge_widths = [], [], set[int | None](), set[int]()
-        degree, filled, cells = 0, 0, 0
+        found: list[_Size] = []
+        seen: Large | None = None
         for sample in samples:
-            nodes.append(int(sample.num_nodes))
-            edges.append(int(sample.edge_index.shape[1]))
-            widths.add(None if sample.x is None else int(sample.x.shape[1]))
-            edge_widths.add(0 if sample.edge_attr is None else int(sample.edge_attr.reshape(edges[-1], -1).shape[1]))
-            degree = max(degree, int(in_degrees(sample).max()))
-            if sample.x is not None:
-                filled, cells = filled + int(torch.count_nonzero(sample.x)), cells + sample.x.numel()
-        if not nodes:
+            if isinstance(sample, Seed):  # the graph is measured once, not for every seed
+                if sample.graph is seen:
+                    continue
+                seen = sample.graph
+            found.append(_measure(sample))
+        if not found:
             raise ValueError("data.source gave no readable graph to measure; check data.root")
+        widths = {size.features for size in found}
         if len(widths) > 1:
             raise ValueError(_widths(widths))
+        features, edge_widths = widths.pop() or 0, {size.edge_features for size in found}
+        nodes, edges = [size.nodes for size in found], [size.edges for size in found]
         return {
-            "features": widths.pop() or 0,
+            "features": features,
             "edge_features": edge_widths.pop() if len(edge_widths) == 1 else 0,
-            "max_degree": degree,
-            "density": filled / cells if cells else 0.0,
+            "max_degree": max(size.degree for size in found),
+            "density": sum(size.filled for size in found) / (sum(nodes) * features) if features else 0.0,
             "nodes": [min(nodes), max(nodes)],
             "edges": [min(edges), max(edges)],
-            "counted": len(nodes),
+            "counted": len(found),
         }
 
     def baseline(self, sample: Any) -> Tensor:
         """The raw-input baseline.
 
         Of one large graph (a sample with `train_mask`) the nodes' features after two symmetric smoothings with self
-        loops, (n, d). Of a small graph the number of nodes and edges, mean and deviation of the degrees, the shares
-        of the degrees 0 to 9 and more, and the mean of the node features, (d,).
+        loops, (n, d); of a seed node of it the node's own, (1, d). Of a small graph the number of nodes and edges,
+        mean and deviation of the degrees, the shares of the degrees 0 to 9 and more, and the mean of the node
+        features, (d,).
         """
+        if isinstance(sample, Seed):
+            return torch.from_numpy(sample.graph.smoothed(sample.node)).unsqueeze(0)
         if sample.get("train_mask") is not None:
             return smoothed(sample, 2)
         degree = in_degrees(sample)
@@ -122,23 +139,33 @@ class Graph:
 
     def picture(self, sample: Any) -> np.ndarray:
         """The graph to look at, (h, w, 3) uint8; of a large one the neighbourhood of a node."""
+        if isinstance(sample, Seed):
+            sample = Neighbours(fanout=_PICTURE)(sample, Draws.of(0, 0, torch.tensor([sample.node])))
         return draw(sample)
 
 
-def read_arrays(blob: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` archive; nothing is unpickled.
+class _Size(NamedTuple):
+    nodes: int
+    edges: int
+    features: int | None
+    edge_features: int
+    degree: int
+    filled: int
 
-    Raises:
-        ValueError: where the bytes are none, or hold Python objects.
-    """
-    import zipfile
-    import zlib
 
-    try:
-        with np.load(io.BytesIO(blob), allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, AttributeError, KeyError, OSError) as error:
-        raise ValueError(f"not a readable .npz archive of arrays ({error})") from error
+def _measure(sample: Any) -> _Size:
+    """Sizes of a graph, or of the large graph of a seed."""
+    if isinstance(sample, Seed):
+        large = sample.graph
+        return _Size(large.n, len(large.sources), large.features, large.edge_features, large.max_degree, large.filled)
+    return _Size(
+        int(sample.num_nodes),
+        int(sample.edge_index.shape[1]),
+        None if sample.x is None else int(sample.x.shape[1]),
+        0 if sample.edge_attr is None else sample.edge_attr.shape[1:].numel(),
+        int(in_degrees(sample).max()),
+        0 if sample.x is None else int(torch.count_nonzero(sample.x)),
+    )
 
 
 def in_degrees(sample: Any) -> Tensor:

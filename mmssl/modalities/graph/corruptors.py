@@ -1,4 +1,4 @@
-"""Corruptors of graphs: how nodes are hidden while every node stays where it is."""
+"""Corruptors of graphs: how nodes or edges are hidden while every node stays where it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from mmssl import ranks
 from mmssl.draws import Draws
-from mmssl.modalities.graph.tokens import GraphTokens
+from mmssl.modalities.graph.tokens import GraphTokens, links
 from mmssl.registry import register
 from mmssl.types import Mask, Tokens, TokenSpec
 
@@ -53,3 +53,44 @@ class Replace(nn.Module):
         if tokens.features is not None and ranks.world() == 1:
             features = tokens.features.pick(torch.where(learned, -1, rows))
         return tokens.but(raw=raw, features=features, token=self.mask_token, replaced=replaced, wanted=wanted)
+
+
+@register("corruptor/drop_edges")
+class DropEdges(nn.Module):
+    """Takes hidden edges away before the encoder (MaskGAE, Li et al. 2023); self loops stay.
+
+    Args:
+        spec: sizes of the tokens.
+        accepts: what the encoder accepts: `graph`.
+        dim: the encoder's width.
+    """
+
+    on = "tokens"
+    needs = ("graph",)
+
+    def __init__(self, spec: TokenSpec, accepts: str, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, tokens: Tokens, mask: Mask, draws: Draws) -> Tokens:
+        """The same nodes, with the visible edges and their attributes and weights.
+
+        Raises:
+            ValueError: for a mask over anything else than edges.
+        """
+        edges, weight = tokens.edges, tokens.edge_weight
+        assert edges is not None
+        if mask.visible.shape[1] != edges.shape[1]:
+            raise ValueError(
+                f"corruptor/drop_edges: the mask has {mask.visible.shape[1]} places, but there are {edges.shape[1]} "
+                "edges; it goes with a masker of edges: set masker._target_=masker/edges"
+            )
+        kept = (mask.visible[0] | (edges[0] == edges[1])).nonzero().squeeze(1)
+        changed = tokens.but(
+            edges=edges[:, kept],
+            edge_attr=None if tokens.edge_attr is None else tokens.edge_attr[kept],
+            edge_weight=None if weight is None else weight[..., kept],
+        )
+        if not isinstance(changed, GraphTokens):
+            return changed
+        bare = changed.but(links=None)
+        return bare.but(links=links(bare))

@@ -1,4 +1,4 @@
-"""Maskers of graphs: nodes are counted over the whole global batch, as if it were one disconnected graph."""
+"""Maskers of graphs: nodes, counted over the whole global batch as if it were one graph, and edges, graph by graph."""
 
 from __future__ import annotations
 
@@ -101,3 +101,64 @@ class Nodes:
         left = hidden & (kind >= tokens) & ~noisy
         own = torch.arange(len(giver), device=giver.device)[_own(len(hidden), hidden.device)]
         return torch.where(left, own, source).unsqueeze(0)
+
+
+@register("masker/edges")
+class Edges:
+    """Hides a share of the edges of each graph (MaskGAE, Li et al. 2023); the mask's places are those of the edges.
+
+    What the mask says belongs to `tokens.edges` in their order: `visible` (1, e), `targets` (1, 1, e). Self loops are
+    always visible and never asked for. Which edges are hidden is a function of the graph and its draws alone, whatever
+    else is in the batch. Goes with `corruptor/drop_edges`.
+
+    Args:
+        ratio: share of edges that are hidden, in [0, 1); 0.7 in the paper.
+        exact: whether int(ratio * edges) of each graph are hidden; else each edge by itself with this probability, as
+            in the paper.
+        symmetric: whether both directions of an edge are hidden together, and counted as one. Else a hidden direction
+            may show in the other, as in the released code.
+
+    Raises:
+        ValueError: for a share outside [0, 1).
+    """
+
+    def __init__(self, *, ratio: float = 0.7, exact: bool = False, symmetric: bool = True) -> None:
+        check_share("masker.ratio", ratio)
+        self.ratio, self.exact, self.symmetric = ratio, exact, symmetric
+
+    def __call__(self, tokens: Tokens, draws: Draws, progress: float, score: Tensor | None) -> Mask:
+        """Masks the edges of a packed batch as one row."""
+        assert tokens.sample is not None and tokens.edges is not None, "masker/edges hides edges of packed graphs"
+        edges = tokens.edges
+        apart = (edges[0] != edges[1]).nonzero().squeeze(1)
+        unit, owner = self._units(edges[:, apart], tokens.sample)
+        hidden = torch.zeros(edges.shape[1], dtype=torch.bool, device=edges.device)
+        if len(owner):
+            hidden[apart] = self._chosen(owner, draws)[unit]
+        return Mask(~hidden.unsqueeze(0), hidden.view(1, 1, -1))
+
+    def _units(self, edges: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """What is hidden as one: the unit of each edge, and the graph of each unit, ascending."""
+        if self.symmetric:
+            low, high = edges.amin(0), edges.amax(0)
+            pairs, unit = torch.unique(low * len(sample) + high, return_inverse=True)
+            return unit, sample[pairs // len(sample)]
+        owner = sample[edges[0]]
+        order = torch.argsort(owner, stable=True)
+        unit = torch.empty_like(order)
+        unit[order] = torch.arange(len(order), device=order.device)
+        return unit, owner[order]
+
+    def _chosen(self, owner: Tensor, draws: Draws) -> Tensor:
+        """Which units are hidden, (u,) bool."""
+        count = torch.bincount(owner, minlength=len(draws.keys))
+        start = torch.cumsum(count, 0) - count
+        place = torch.arange(len(owner), device=owner.device) - start[owner]
+        luck = spread(draws.named("edges"), owner, place, int(count.max()))
+        if not self.exact:
+            return luck < self.ratio
+        order = torch.argsort(luck, stable=True)
+        order = order[torch.argsort(owner[order], stable=True)]
+        chosen = torch.empty_like(luck, dtype=torch.bool)
+        chosen[order] = place < (self.ratio * count.double()).long()[owner]
+        return chosen

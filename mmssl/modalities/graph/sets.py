@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.data.source import Adapter, Dataset, digest, find_root
+from mmssl.data.source import Adapter, Dataset, find_root
+from mmssl.modalities.graph.large import Large
+from mmssl.modalities.graph.splits import graph_splits, masks_of, node_seeds, node_splits
 from mmssl.registry import register, suggest
 
 _PLANETOID = {
@@ -29,90 +31,12 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-class Graphs:
-    """Graphs in memory.
-
-    Args:
-        samples: torch-geometric's `Data`.
-        labels: (graphs,) int64, or (graphs, nodes) for labels of nodes; None without.
-        classes: names of the labels.
-        origin: name for messages: `cora/train`.
-    """
-
-    in_memory = True
-
-    def __init__(self, samples: list[Any], labels: Tensor | None, classes: list[str] | None, origin: str) -> None:
-        self.samples, self.labels, self.classes, self.origin = samples, labels, classes, origin
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def read(self, i: int) -> Any:
-        """The i-th graph itself, not a copy."""
-        return self.samples[i]
-
-    def name(self, i: int) -> str:
-        """The set and the graph's place in it."""
-        return f"{self.origin}[{i}]"
-
-    def fingerprint(self) -> str:
-        """Digest of all edges, features and labels."""
-        parts: list[bytes] = [] if self.labels is None else [self.labels.numpy().tobytes()]
-        for sample in self.samples:
-            parts += [value.numpy().tobytes() for value in (sample.edge_index, sample.x) if value is not None]
-        return digest(parts)
-
-    def cache_key(self) -> None:
-        """Nothing: the graphs are decoded already."""
-
-
-def node_splits(graph: Any, y: Tensor, classes: list[str] | None, origin: str) -> dict[str, Dataset]:
-    """The splits of one large graph: each is the whole graph, with labels of its own nodes only, (1, nodes).
-
-    Args:
-        graph: with `train_mask`, `val_mask` and `test_mask`, or some of them.
-        y: (nodes,) int64.
-        classes: names of the labels.
-        origin: for messages.
-    """
-    found: dict[str, Dataset] = {}
-    for split in ("train", "val", "test"):
-        mask = graph.get(f"{split}_mask")
-        if mask is not None and bool(mask.any()):
-            found[split] = Graphs([graph], torch.where(mask, y, -1).unsqueeze(0), classes, f"{origin}/{split}")
-    return found
-
-
-def graph_splits(
-    graphs: list[Any], y: Tensor, classes: list[str] | None, origin: str, share: float
-) -> dict[str, Dataset]:
-    """The splits of many graphs: all of them train, without the labels of a stratified part that is held out.
-
-    Graphs without labels still teach: methods that are scored by cross-validation over all graphs are trained on all.
-
-    Args:
-        graphs: all graphs.
-        y: (graphs,) int64, 0 to classes - 1.
-        classes: names of the labels.
-        origin: for messages and the choice.
-        share: share of each class that is held out.
-    """
-    held = torch.zeros(len(y), dtype=torch.bool)
-    ranks = torch.tensor([int(digest([f"{origin}[{i}]"])[:15], 16) for i in range(len(y))])
-    for label in y.unique():
-        places = (y == label).nonzero().squeeze(1)
-        held[places[torch.argsort(ranks[places])[: round(share * len(places))]]] = True
-    train = Graphs(graphs, torch.where(held, -1, y), classes, f"{origin}/train")
-    chosen = held.nonzero().squeeze(1)
-    test = Graphs([graphs[i] for i in chosen.tolist()], y[chosen], classes, f"{origin}/test")
-    return {"train": train, "test": test}
-
-
 @register("source/planetoid")
 class Planetoid:
     """Citation networks Cora, CiteSeer and PubMed with the public split (Yang et al. 2016): one graph, labelled nodes.
 
     A sample is the whole graph; train, val and test differ in which nodes have labels: 20 of each class, 500 and 1,000.
+    With a number as `data.batch_size` samples are seed nodes: all of them in train, those with labels in val and test.
 
     Args:
         adapter: the modality.
@@ -134,6 +58,16 @@ class Planetoid:
         Raises:
             ValueError: where files are missing, or are not those of Planetoid.
         """
+        graph, y, classes = self._load()
+        return node_splits(graph, y, classes, self.name)
+
+    def seeds(self) -> dict[str, Dataset]:
+        """Train, val and test as seed nodes; raises as `splits` does."""
+        graph, y, classes = self._load()
+        return node_seeds(Large.of(graph), y, masks_of(graph), classes, self.name)
+
+    def _load(self) -> tuple[Any, Tensor, list[str]]:
+        """The graph, its labels, and the names of the classes."""
         from torch_geometric.io import read_planetoid_data
 
         official, classes = _PLANETOID[self.name]
@@ -149,7 +83,7 @@ class Planetoid:
             graph: Any = read_planetoid_data(str(folder), self.name)
         y = graph.y
         del graph.y
-        return node_splits(graph, y, classes, self.name)
+        return graph, y, classes
 
     def _folder(self, official: str) -> Path:
         root = find_root(self.root)
@@ -262,6 +196,16 @@ class GraphSample:
 
     def splits(self) -> dict[str, Dataset]:
         """Train, val and test: the same graph with other labels."""
+        graph, y = self._load()
+        return node_splits(graph, y, _PLANETOID["cora"][1], "sample")
+
+    def seeds(self) -> dict[str, Dataset]:
+        """Train, val and test as seed nodes: all of them in train, those with labels in val and test."""
+        graph, y = self._load()
+        return node_seeds(Large.of(graph), y, masks_of(graph), _PLANETOID["cora"][1], "sample")
+
+    def _load(self) -> tuple[Any, Tensor]:
+        """The graph and its labels."""
         from torch_geometric.data import Data
 
         with np.load(Path(__file__).parent / "sample" / "cora.npz", allow_pickle=False) as held:
@@ -276,4 +220,4 @@ class GraphSample:
         for split in ("train", "val", "test"):
             first, last = arrays[split].tolist()
             graph[f"{split}_mask"] = (torch.arange(n) >= first) & (torch.arange(n) < last)
-        return node_splits(graph, arrays["y"], _PLANETOID["cora"][1], "sample")
+        return graph, arrays["y"]

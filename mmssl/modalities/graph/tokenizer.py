@@ -95,8 +95,9 @@ class GraphTokenizer(nn.Module):
         """Node features (n, v) float."""
         x = data.get("x")
         if self.degrees:
-            degree = torch.bincount(data.edge_index[1], minlength=n).clamp(max=self.degrees - 1)
-            return F.one_hot(degree, self.degrees).to(self.like.dtype)
+            said = data.get("degree")  # of a sampled neighbourhood: in the whole graph
+            degree = torch.bincount(data.edge_index[1], minlength=n) if said is None else said
+            return F.one_hot(degree.clamp(max=self.degrees - 1), self.degrees).to(self.like.dtype)
         if x is None or x.shape[1] != self.spec.raw:
             got = "no node features" if x is None else f"{x.shape[1]} node features"
             raise ValueError(
