@@ -160,6 +160,7 @@ class Skipped:
         self.names: list[str] = []
         self._seen: set[tuple[str, str]] = set()
         self._read: dict[str, Tensor] = {}
+        self._first: tuple[Dataset, str] | None = None
 
     def note(self, split: str, dataset: Dataset, good: Tensor, bad: list[str]) -> None:
         """Takes note of samples read, by index, and of others that could not be, by name.
@@ -170,19 +171,21 @@ class Skipped:
         read = self._read.setdefault(split, torch.zeros(len(dataset), dtype=torch.bool))
         read[good] = True
         new = [name for name in bad if (split, name) not in self._seen]
-        if not new:
-            return
         self._seen.update((split, name) for name in new)
         self.names.extend(new)
+        self._first = self._first or next(((dataset, name) for name in new), None)
+        if self._first is None:
+            return
         total = sum(int(flags.sum()) for flags in self._read.values()) + len(self.names)
         expected = self.share * total
         # Three standard deviations of a draw without replacement: nothing once all samples are read.
         unread = 1 - total / sum(len(flags) for flags in self._read.values())
         if total >= _ENOUGH and len(self.names) > expected + 3 * math.sqrt(expected * max(0.0, unread)):
-            place = next(i for i in range(len(dataset)) if dataset.name(i) == new[0])
+            dataset, name = self._first
+            place = next(i for i in range(len(dataset)) if dataset.name(i) == name)
             raise Unreadable(
                 f"data.bad_share={self.share}: {len(self.names)} of {total} samples cannot be read: "
-                f"{', '.join(self.names[:5])}{', ...' if len(self.names) > 5 else ''}. The reason for {new[0]}: "
+                f"{', '.join(self.names[:5])}{', ...' if len(self.names) > 5 else ''}. The reason for {name}: "
                 f"{try_read(dataset, place)[1] or 'it opens, but cannot be decoded'}. Repair or remove them, or raise "
                 "data.bad_share"
             )

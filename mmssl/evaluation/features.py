@@ -124,11 +124,8 @@ def rows(tokens: Tokens, label: Tensor | None, pool: str) -> tuple[Tensor, Tenso
         x, y = tokens.pool(pool), label
     else:
         assert tokens.x is not None
-        x, y = tokens.x, None if label is None else _at(label, tokens)
-        if tokens.packed or tokens.valid is None:
-            x, y = x.flatten(0, -2), None if y is None else y.flatten()
-        else:
-            x, y = x[tokens.valid], None if y is None else y[tokens.valid]
+        keep = counted(tokens, label)
+        x, y = tokens.x[keep], None if label is None else _at(label, tokens)[keep]
     if y is None:
         y = torch.full((len(x),), UNLABELLED)
     if y.shape != x.shape[:1]:
@@ -137,6 +134,17 @@ def rows(tokens: Tokens, label: Tensor | None, pool: str) -> tuple[Tensor, Tenso
             "pool=cls, labels of nodes, points or patches with pool=token."
         )
     return x, y.to(torch.int64)
+
+
+def counted(tokens: Tokens, label: Tensor | None) -> Tensor:
+    """Which tokens get a row of their own, (b, n) or packed (n,): all but padding and places that cannot have a label.
+
+    Of a neighbourhood around a seed node that is the seed alone.
+    """
+    keep = torch.ones_like(tokens.index, dtype=torch.bool) if tokens.valid is None else tokens.valid
+    if label is None or label.dim() != 2 or not tokens.packed:
+        return keep
+    return keep & (tokens.index < label.shape[1])
 
 
 def _at(label: Tensor, tokens: Tokens) -> Tensor:

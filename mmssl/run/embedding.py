@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mmssl.config.compose import ConfigError
-from mmssl.evaluation.features import device_of, evaluating, rows, untouched
+from mmssl.evaluation.features import counted, device_of, evaluating, rows, untouched
 from mmssl.registry import suggest
 from mmssl.report.markup import replace_file
 from mmssl.run.scoring import pool_of
@@ -48,9 +48,10 @@ def _rows(network: Any, batch: dict[str, Any], pool: str) -> dict[str, np.ndarra
     owner = tokens.sample
     if owner is None:
         owner = torch.arange(len(tokens.index), device=tokens.index.device).unsqueeze(1).expand_as(tokens.index)
-    keep = ... if tokens.valid is None else tokens.valid
-    places = tokens.index[keep].flatten().cpu().numpy()
-    return made | {"id": batch["id"].numpy()[owner[keep].flatten().cpu().numpy()], "place": places}
+    keep = counted(tokens, batch.get("label"))
+    return made | {
+        "id": batch["id"].numpy()[owner[keep].cpu().numpy()], "place": tokens.index[keep].cpu().numpy(),
+    }  # fmt: skip
 
 
 def write(found: dict[str, np.ndarray], out: Path) -> None:
