@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,21 +44,38 @@ class Folder:
         root = find_root(self.root)
         if not root.is_dir():
             raise ValueError(f"data.root={self.root} is a file, not a folder; for a table of files use data=manifest")
-        by_split = _by_split(_scan(root, self.adapter), root)
-        classes = None if self.labels is False else _classes(by_split["train"][1])
-        if self.labels and classes is None:
-            raise ValueError(
-                f"data.source.labels=true, but {root} has no class folders: every file has to lie in a subfolder named "
-                "by its class, and there have to be at least two; for unlabelled data leave the key away"
-            )
-        splits: dict[str, Dataset] = {
-            split: Files(self.adapter, folder, names, *_labelled(names, classes, split))
-            for split, (folder, names) in by_split.items()
-        }
-        return hold_out(splits["train"], self.test_share) if set(splits) == {"train"} else splits
+        return arranged(scan(root, self.adapter), root, partial(Files, self.adapter), self.test_share, self.labels)
 
 
-def _scan(root: Path, adapter: Adapter) -> list[str]:
+def arranged(
+    names: list[str], root: Path, make: Callable[..., Dataset], test_share: float, labels: bool | None
+) -> dict[str, Dataset]:
+    """Samples in folders as data sets by split, labelled by their class folders; see `Folder`.
+
+    Args:
+        names: paths of the samples relative to the root.
+        root: the folder.
+        make: called with (folder, names, labels, classes).
+        test_share: share of each class that becomes the test split where there is none.
+        labels: false takes subfolders as mere order, true refuses data without classes, null finds out.
+
+    Raises:
+        ValueError: for classes that do not agree between the splits, or are missing where they are asked for.
+    """
+    parts = _by_split(names, root)
+    classes = None if labels is False else _classes(parts["train"][1])
+    if labels and classes is None:
+        raise ValueError(
+            f"data.source.labels=true, but {root} has no class folders: every sample has to lie in a subfolder named "
+            "by its class, and there have to be at least two; for unlabelled data leave the key away"
+        )
+    splits: dict[str, Dataset] = {
+        split: make(folder, own, *_labelled(own, classes, split)) for split, (folder, own) in parts.items()
+    }
+    return hold_out(splits["train"], test_share) if set(splits) == {"train"} else splits
+
+
+def scan(root: Path, adapter: Adapter) -> list[str]:
     """Paths of the modality's files relative to the root, sorted.
 
     Raises:

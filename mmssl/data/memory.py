@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.data.ragged import Lazy, keep_lazy
 from mmssl.data.source import Dataset
 
 _log = logging.getLogger(__name__)
@@ -72,17 +73,25 @@ def keep(dataset: Dataset, limit_mb: int) -> Dataset:
     """The data set as one array, if its samples have one shape, can all be read and fit into `limit_mb` MiB.
 
     The array is written under `cache_folder()`, named by a digest of the content, first to a temporary file, so that
-    processes that do the same at once do no harm.
+    processes that do the same at once do no harm. Lazy samples may differ in shape, and some may be unreadable: see
+    `mmssl.data.ragged`.
 
     Returns:
         The kept data set, else the one given.
     """
-    shape = _shape(dataset)
-    if dataset.in_memory or shape is None or len(dataset) * int(np.prod(shape)) > limit_mb * 2**20:
+    if dataset.in_memory or limit_mb == 0:
+        return dataset
+    some = _some(dataset)
+    lazy = [sample for sample in some if isinstance(sample, Lazy)]
+    shape = None if lazy else _shape(some)
+    if not lazy and (shape is None or len(dataset) * int(np.prod(shape)) > limit_mb * 2**20):
         return dataset
     key = dataset.cache_key()
     if key is None:
         return dataset
+    if lazy:
+        return keep_lazy(dataset, lazy, limit_mb, cache_folder() / key)
+    assert shape is not None
     path = cache_folder() / f"{key}.npy"
     unfit = path.with_suffix(".unfit")  # tells the next run that the attempt is in vain
     if not path.exists() and not unfit.exists():
@@ -95,17 +104,22 @@ def keep(dataset: Dataset, limit_mb: int) -> Dataset:
     return dataset if unfit.exists() else Kept(dataset, np.load(path, mmap_mode="r"))
 
 
-def _shape(dataset: Dataset) -> tuple[int, ...] | None:
-    """The shape that a few samples from all over the data set have in common."""
-    shapes = set()
+def _some(dataset: Dataset) -> list[Any]:
+    """A few samples from all over the data set; None in place of what cannot be read."""
+    found = []
     for i in np.unique(np.linspace(0, len(dataset) - 1, 16).astype(int)):
         try:
-            sample = dataset.read(int(i))
+            found.append(dataset.read(int(i)))
         except (ValueError, OSError):
-            return None
-        if not isinstance(sample, Tensor) or sample.dtype != torch.uint8:
-            return None
-        shapes.add(tuple(sample.shape))
+            found.append(None)
+    return found
+
+
+def _shape(some: list[Any]) -> tuple[int, ...] | None:
+    """The shape that samples have in common; None where they have none, or are no uint8 tensors."""
+    shapes = {
+        tuple(sample.shape) if isinstance(sample, Tensor) and sample.dtype == torch.uint8 else None for sample in some
+    }
     return shapes.pop() if len(shapes) == 1 else None
 
 

@@ -101,7 +101,7 @@ def reconstruction_sheet(
     if len(counts) != 1:
         raise ValueError(f"original, masked and reconstructed must hold equally many images, got {sorted(counts)}")
     triples = [image for triple in zip(original, masked, reconstructed, strict=True) for image in triple]
-    return _titled(grid(triples, 3), ("original", "masked", "reconstructed"))
+    return titled(grid(triples, 3), ("original", "masked", "reconstructed"))
 
 
 def neighbour_sheet(
@@ -135,7 +135,7 @@ def neighbour_sheet(
             for image, label in zip(images[-len(others) :], others, strict=True):
                 _frame(image, _SAME if label == first else _OTHER)
     sheet = grid(images, width, captions if labels is not None else None)
-    return _titled(sheet, ("query", *(f"nearest {i}" for i in range(1, width))))
+    return titled(sheet, ("query", *(f"nearest {i}" for i in range(1, width))))
 
 
 def save_png(array: ArrayLike, path: Path) -> Path:
@@ -175,8 +175,8 @@ def _frame(image: NDArray[np.uint8], colour: tuple[int, int, int], width: int = 
         edge[:] = colour
 
 
-def _titled(sheet: NDArray[np.uint8], titles: Sequence[str]) -> NDArray[np.uint8]:
-    """The sheet beneath a line of column titles."""
+def titled(sheet: NDArray[np.uint8], titles: Sequence[str]) -> NDArray[np.uint8]:
+    """The sheet of a grid beneath a line of column titles, as many as the grid has columns."""
     head = np.full((_LINE + 4, *sheet.shape[1:]), 255, np.uint8)
     step = (sheet.shape[1] - _GAP) // len(titles)
     for i, title in enumerate(titles):

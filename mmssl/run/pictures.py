@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mmssl.data.source import BadSample
 from mmssl.report import pictures
 from mmssl.report.embedding import embedding_map, project
 from mmssl.types import Tokens
@@ -16,6 +18,17 @@ from mmssl.types import Tokens
 def some_batch(data: Any, count: int) -> dict[str, Any]:
     """The first training samples, as augmented in epoch 0."""
     return data.batch([(0, i) for i in range(min(count, len(data.splits["train"])))])
+
+
+def drawn(adapter: Any, samples: Sequence[tuple[int, Any]]) -> list[np.ndarray]:
+    """Pictures of samples; a grey square for one that opens but cannot be decoded."""
+    made = []
+    for _, sample in samples:
+        try:
+            made.append(adapter.picture(sample))
+        except BadSample:
+            made.append(np.full((32, 32, 3), 128, np.uint8))
+    return made
 
 
 def filled(tokens: Tokens, query: Tokens, values: torch.Tensor) -> Tokens:
@@ -74,8 +87,8 @@ def neighbours(
     queries = np.linspace(0, len(x) - 1, count).astype(int)
     near = np.argsort(-(unit[queries] @ unit.T), axis=1)[:, 1:7]
 
-    def drawn(rows: np.ndarray) -> list[np.ndarray]:
-        return [data.adapter.picture(sample) for _, sample in data.plain(split, ids[torch.from_numpy(rows)].tolist())]
+    def shown(rows: np.ndarray) -> list[np.ndarray]:
+        return drawn(data.adapter, data.plain(split, ids[torch.from_numpy(rows)].tolist()))
 
     labels = None
     if classes and (y >= 0).all():
@@ -83,7 +96,7 @@ def neighbours(
     pictures.save(
         folder,
         "neighbours",
-        pictures.neighbour_sheet(drawn(queries), [drawn(row) for row in near], labels),
+        pictures.neighbour_sheet(shown(queries), [shown(row) for row in near], labels),
         title="Nearest neighbours",
         caption=f"Samples of the {split} split (left) and the six whose features point most nearly the same way.",
         alt=f"{count} rows: a sample and its six nearest neighbours in feature space",
@@ -115,7 +128,7 @@ def preview(data: Any, module: Any, out: Path, count: int = 6) -> Path:
     batch = some_batch(data, count)
     restore = getattr(module.networks["main"].tokenizer, "restore", None)
     step = module.begin(batch)
-    columns = [[adapter.picture(sample) for _, sample in data.plain("train", batch["id"].tolist())]]
+    columns = [drawn(adapter, data.plain("train", batch["id"].tolist()))]
     titles = ["sample"]
     for name, spec in module.looks.items():
         if restore is None:
@@ -128,7 +141,6 @@ def preview(data: Any, module: Any, out: Path, count: int = 6) -> Path:
             columns.append([adapter.picture(sample) for sample in restore(look.tokens, visible)])
             titles.append(f"look {name}: {float(look.mask.hidden.float().mean()):.0%} hidden")
     rows = min(map(len, columns))
-    images = [column[row] for row in range(rows) for column in columns]
-    sheet = pictures.grid(images, len(columns), [titles[i] if i < len(titles) else "" for i in range(len(images))])
-    pictures.save_png(sheet, out)
+    sheet = pictures.grid([column[row] for row in range(rows) for column in columns], len(columns))
+    pictures.save_png(pictures.titled(sheet, titles), out)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from mmssl.config import build
+from mmssl.data.source import BadSample
 from mmssl.evaluation.features import Features, embed, untouched
 
 
@@ -25,13 +27,14 @@ def held_out(data: Any) -> str | None:
 
 def raw_features(data: Any, split: str, limit: int | None) -> Features:
     """The modality's raw-input baseline on a split, no encoder: one vector per sample, or per token of it."""
-    samples = data.plain(split, data.chosen(split, limit).tolist())
-    vectors = [data.adapter.baseline(sample).float() for _, sample in samples]
-    labels = data.splits[split].labels
+    labels, found = data.splits[split].labels, []
+    for i, sample in data.plain(split, data.chosen(split, limit).tolist()):
+        with contextlib.suppress(BadSample):  # opens, but cannot be decoded: the loader has counted it
+            found.append((i, data.adapter.baseline(sample).float()))
+    vectors = [vector for _, vector in found]
     if data.unit == "token":
-        own = [labels[i, : len(v)] for (i, _), v in zip(samples, vectors, strict=True)]
-        return Features(torch.cat(vectors), torch.cat(own))
-    return Features(torch.stack(vectors), labels[torch.tensor([i for i, _ in samples])])
+        return Features(torch.cat(vectors), torch.cat([labels[i, : len(vector)] for i, vector in found]))
+    return Features(torch.stack(vectors), labels[torch.tensor([i for i, _ in found])])
 
 
 def pool_of(tree: Mapping[str, Any], data: Any) -> str:

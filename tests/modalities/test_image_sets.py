@@ -15,8 +15,10 @@ from PIL import Image as Pil
 
 from mmssl.data.folder import Folder
 from mmssl.data.module import Data
-from mmssl.modalities.image import sets, views
+from mmssl.modalities.image import sets
 from mmssl.modalities.image.adapter import Image
+from mmssl.modalities.image.views import ColorJitter
+from mmssl.parts import views
 
 ADAPTER = Image()
 
@@ -148,7 +150,7 @@ def folder_of_images(root):
 
 
 def test_folder_of_images_through_real_views(tmp_path):
-    ops = [views.RandomResizedCrop(size=16), views.Flip(), views.ColorJitter(), views.GaussianBlur(), views.Solarize()]
+    ops = [views.RandomResizedCrop(size=16), views.Flip(), ColorJitter(), views.GaussianBlur(), views.Solarize()]
     view = [views.Resize(size=16), views.CenterCrop(size=16)]
     source = partial(Folder, root=str(folder_of_images(tmp_path / "d")), test_share=0)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from mmssl.draws import Draws
 from mmssl.modalities.image import views
@@ -16,16 +16,7 @@ def draws(sample=0, epoch=0, seed=0):
     return Draws.of(seed, epoch, torch.tensor([sample]))
 
 
-ALL = [
-    views.RandomResizedCrop(size=12),
-    views.Flip(),
-    views.Resize(size=12),
-    views.CenterCrop(size=12),
-    views.ColorJitter(p=1.0),
-    views.Grayscale(p=1.0),
-    views.GaussianBlur(p=1.0),
-    views.Solarize(p=1.0),
-]
+ALL = [views.ColorJitter(p=1.0), views.Grayscale(p=1.0)]
 
 
 @pytest.mark.parametrize("op", ALL, ids=lambda op: type(op).__name__)
@@ -39,76 +30,6 @@ def test_any_number_of_channels_and_pure_in_the_draws(op, channels):
     state = torch.random.get_rng_state()
     op(sample, draws(4))
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "scale", "ratio"),
-    [
-        (20, 26, (0.2, 1.0), (3 / 4, 4 / 3)),
-        (32, 32, (0.08, 1.0), (3 / 4, 4 / 3)),
-        (4, 200, (0.9, 1.0), (0.75, 1.33)),  # too wide for any try: the central part
-        (200, 4, (0.9, 1.0), (0.75, 1.33)),
-        (6, 7, (2.0, 3.0), (0.5, 2.0)),  # never fits: the whole
-    ],
-)
-def test_random_resized_crop_is_torchvisions(monkeypatch, height, width, scale, ratio):
-    """torchvision's own class, fed with our numbers, takes the same part and makes the same pixels."""
-    op = views.RandomResizedCrop(size=10, scale=scale, ratio=ratio)
-    reference = v2.RandomResizedCrop(10, scale, ratio, InterpolationMode.BICUBIC, antialias=True)
-    for sample in range(40):
-        rows = iter(draws(sample).named("crop").uniform(10, 4)[0].tolist())
-        state = {}
-
-        def uniform_(tensor, low, high, rows=rows, state=state):
-            if state.get("next", 0) == 0:
-                state["row"] = next(rows)
-            value = state["row"][state.get("next", 0)]
-            state["next"] = 1 - state.get("next", 0)
-            return tensor.fill_(low + (high - low) * value)
-
-        def randint(low, high, size, state=state):
-            state["int"] = state.get("int", 1) + 1
-            return torch.tensor([low + int(state["row"][state["int"]] * (high - low))])
-
-        picture = image(3, height, width, sample)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.Tensor, "uniform_", uniform_)
-            patch.setattr(torch, "randint", randint)
-            wanted = reference.make_params([picture])
-        top, left, h, w = op.box(height, width, draws(sample))
-        # log and exp are float32 there and float64 here: a side may round the other way once in a great while
-        assert (top, left, h, w) == (wanted["top"], wanted["left"], wanted["height"], wanted["width"])
-        assert torch.equal(op(picture, draws(sample)), reference.transform(picture, wanted))
-
-
-def test_crops_cover_the_scale_they_were_given():
-    op = views.RandomResizedCrop(size=8, scale=(0.3, 0.8))
-    boxes = [op.box(200, 200, draws(i)) for i in range(500)]
-    areas = torch.tensor([h * w / 40000 for _, _, h, w in boxes])
-    ratios = torch.tensor([w / h for _, _, h, w in boxes])
-    assert 0.29 < areas.min() < 0.32 and 0.75 < areas.max() < 0.81
-    assert 0.73 < ratios.min() < 0.77 and 1.30 < ratios.max() < 1.36
-    assert torch.quantile(ratios.log(), 0.5).abs() < 0.05  # uniform in the logarithm
-
-
-def test_resize_and_center_crop_are_torchvisions():
-    picture = image(3, 30, 41)
-    for interpolation in ("bilinear", "bicubic"):
-        op = views.Resize(size=17, interpolation=interpolation)
-        reference = v2.Resize(17, InterpolationMode(interpolation), antialias=True)
-        assert torch.equal(op(picture, draws()), reference(picture))
-    for size in (16, 29, 50):
-        assert torch.equal(views.CenterCrop(size=size)(picture, draws()), v2.CenterCrop(size)(picture))
-
-
-def test_flip_and_how_often():
-    op, picture = views.Flip(p=0.3), image()
-    made = [op(picture, draws(i)) for i in range(1000)]
-    flipped = [torch.equal(one, picture.flip(-1)) for one in made]
-    assert all(now or torch.equal(one, picture) for now, one in zip(flipped, made, strict=True))
-    assert 250 < sum(flipped) < 350  # 3.4 standard deviations
-    assert sum(torch.equal(views.Flip(p=0)(picture, draws(i)), picture) for i in range(50)) == 50
-    assert sum(torch.equal(views.Flip(p=1)(picture, draws(i)), picture) for i in range(50)) == 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -147,56 +68,14 @@ def test_color_jitter_of_many_channels_is_that_of_each():
     assert torch.equal(made, torch.cat([op(channel[None], draws(2)) for channel in picture]))
 
 
-def test_grayscale_and_solarize_are_torchvisions():
-    picture = image()
+def test_grayscale_is_torchvisions():
+    picture, five = image(), image(5)
     assert torch.equal(views.Grayscale(p=1)(picture, draws()), v2.Grayscale(3)(picture))
-    for channels in (1, 3):
-        picture = image(channels)
-        wanted = v2.RandomSolarize(100, p=1)(picture)
-        assert torch.equal(views.Solarize(threshold=100, p=1)(picture, draws()), wanted)
-    five = image(5)
     assert torch.equal(views.Grayscale(p=1)(five, draws()), five)
-    assert torch.equal(views.Solarize(p=1)(five, draws())[3:4], views.Solarize(p=1)(five[3:4], draws()))
 
 
-@pytest.mark.parametrize(("kernel", "side"), [(5, 5), (None, 3)])
-def test_gaussian_blur_is_torchvisions(kernel, side):
-    op = views.GaussianBlur(kernel=kernel, sigma=(0.5, 1.5), p=1)
-    sigmas = []
-    for sample in range(10):
-        sigmas.append(float(draws(sample).named("gaussian_blur").named("sigma").uniform(1, low=0.5, high=1.5)))
-        reference = v2.GaussianBlur(side, sigma=(sigmas[-1], sigmas[-1]))
-        picture = image(4, seed=sample)
-        assert torch.equal(op(picture, draws(sample)), reference(picture))
-    assert max(sigmas) - min(sigmas) > 0.5
-
-
-def test_simclr_kernel_is_a_tenth_of_the_side():
-    op, picture = views.GaussianBlur(sigma=(2.0, 2.0), p=1), image(1, 224, 230)
-    assert torch.equal(op(picture, draws()), v2.GaussianBlur(23, sigma=(2.0, 2.0))(picture))
-
-
-def test_operations_do_not_share_their_chances():
-    """Flip and solarize of one sample are independent, though both happen with p = 0.5."""
-    picture = image(1)
-    flips = [not torch.equal(views.Flip()(picture, draws(i)), picture) for i in range(400)]
-    solar = [not torch.equal(views.Solarize(p=0.5)(picture, draws(i)), picture) for i in range(400)]
-    assert 160 < sum(a == b for a, b in zip(flips, solar, strict=True)) < 240
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: views.Flip(p=1.5), r"view/flip: p has to be between 0 and 1 \(got 1\.5\)"),
-        (lambda: views.Resize(size=8, interpolation="bicubi"), "unknown 'bicubi'; did you mean 'bicubic'"),
-        (
-            lambda: views.RandomResizedCrop(size=8, scale=(1.0, 0.2)),
-            "scale has to be two positive numbers in ascending",
-        ),
-        (lambda: views.GaussianBlur(kernel=4), r"kernel has to be odd and positive \(got 4\); try 5"),
-        (lambda: views.ColorJitter(hue=0.7), "hue between 0 and 0.5"),
-    ],
-)
-def test_arguments_are_checked(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match=r"hue between 0 and 0\.5"):
+        views.ColorJitter(hue=0.7)
+    with pytest.raises(ValueError, match=r"view/grayscale: p has to be between 0 and 1 \(got 1\.5\)"):
+        views.Grayscale(p=1.5)

@@ -1,0 +1,1 @@
+"""Videos: files, folders of frames and arrays, decoded only when a view asks for frames."""

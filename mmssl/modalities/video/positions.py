@@ -1,0 +1,80 @@
+"""Position embeddings of tokens on a grid of (time, row, column)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.registry import register
+from mmssl.types import Tokens, TokenSpec
+
+
+@register("position/separable")
+class Separable(nn.Module):
+    """A learned table over space plus one over time (MAE-ST); both truncated normal with deviation 0.02.
+
+    For another grid than the run's the tables are resized: bicubically over space, linearly over time.
+
+    Args:
+        spec: sizes of the tokens, on a grid of three axes.
+        dim: width.
+
+    Raises:
+        ValueError: for tokens that are not on such a grid.
+    """
+
+    def __init__(self, spec: TokenSpec, dim: int) -> None:
+        super().__init__()
+        if spec.grid is None or len(spec.grid) != 3:
+            raise ValueError(f"position/separable needs a grid of (time, row, column), not {spec.grid}; use sincos")
+        self.grid = spec.grid
+        self.time = nn.Parameter(torch.empty(spec.grid[0], dim))
+        self.space = nn.Parameter(torch.empty(spec.grid[1] * spec.grid[2], dim))
+        nn.init.trunc_normal_(self.space, std=0.02)
+        nn.init.trunc_normal_(self.time, std=0.02)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Embeddings of the tokens' places, (b, n, dim)."""
+        grid = self.grid if tokens.grid is None else tokens.grid
+        time, space = self.time, self.space
+        if grid[0] != self.grid[0]:
+            time = nn.functional.interpolate(time.T[None], grid[0], mode="linear")[0].T
+        if grid[1:] != self.grid[1:]:
+            square = space.T.reshape(1, -1, *self.grid[1:])
+            space = nn.functional.interpolate(square, grid[1:], mode="bicubic", antialias=True).flatten(2)[0].T
+        places = grid[1] * grid[2]
+        return space[tokens.index % places] + time[tokens.index // places]
+
+
+@register("position/sincos_flat")
+class SinCosFlat(nn.Module):
+    """A fixed 1-D sinusoid of the token's number in row-major order (VideoMAE): sine and cosine take turns.
+
+    Column j of token i is sin or cos (j even or odd) of i / 10000^(2 floor(j / 2) / dim).
+
+    Args:
+        spec: sizes of the tokens.
+        dim: width, even.
+
+    Raises:
+        ValueError: for an odd width.
+    """
+
+    table: Tensor
+
+    def __init__(self, spec: TokenSpec, dim: int) -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"dim={dim} has to be even for sine-cosine positions")
+        self.dim = dim
+        self.register_buffer("table", self._values(torch.arange(spec.length or 0)), persistent=False)
+
+    def _values(self, index: Tensor) -> Tensor:
+        wave = 10000.0 ** (-torch.arange(0, self.dim, 2, dtype=torch.float64, device=index.device) / self.dim)
+        angle = index.unsqueeze(-1).double() * wave
+        return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2).float()
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Embeddings of the tokens' places, (b, n, dim)."""
+        known = tokens.grid is not None and tokens.length <= len(self.table)
+        return self.table[tokens.index] if known else self._values(tokens.index)

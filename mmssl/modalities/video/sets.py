@@ -1,0 +1,123 @@
+"""Sets of videos: the sample, and folders that hold video files, `.npz` clips or folders of frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from mmssl.data.folder import arranged
+from mmssl.data.source import Adapter, Dataset, Files, digest, find_root, stat
+from mmssl.modalities.video.adapter import Video
+from mmssl.modalities.video.clips import PICTURES
+from mmssl.registry import register
+
+
+class Videos(Files):
+    """Videos below a folder: each a file, or a folder of pictures that are its frames."""
+
+    def fingerprint(self) -> str:
+        """Digest of names and sizes, of the frames too."""
+        return digest(f"{name}:{stat(self.folder / name)[0]}" for name in self._files())
+
+    def cache_key(self) -> str:
+        """Digest of the folder, names, sizes, times of change and of how large frames may be."""
+        files = (f"{name}:{stat(self.folder / name)}" for name in self._files())
+        side = getattr(self.adapter, "side", None)
+        return digest([self.adapter.name, str(side), str(self.folder.resolve()), *files])
+
+    def _files(self) -> Iterator[str]:
+        for name in map(self.name, range(len(self))):
+            path = self.folder / name
+            if path.is_dir():
+                yield from (f"{name}/{inner}" for inner in sorted(os.listdir(path)))
+            else:
+                yield name
+
+
+@register("source/videos")
+class VideoFolder:
+    """All videos below a folder: video files, `.npz` clips, and folders of pictures that are the frames of one video.
+
+    Splits, classes and held-out tests are as in `source/folder`: subfolders `train`, `val`, `test`; below them one
+    folder per class. A folder that holds pictures and no videos or folders is one video.
+
+    Args:
+        adapter: the modality.
+        root: the folder.
+        cache_side: longest short side in pixels. Larger videos are made smaller as they are read, which is what the
+            decoded cache keeps (`data.memory_mb`); null leaves them as they are.
+        test_share: share of each class that becomes the test split.
+        labels: false takes subfolders as mere order, true refuses data without classes, null finds out.
+    """
+
+    def __init__(
+        self, adapter: Adapter, *, root: str, cache_side: int | None = None, test_share: float = 0.1,
+        labels: bool | None = None,
+    ) -> None:  # fmt: skip
+        if cache_side is not None and cache_side < 1:
+            raise ValueError(f"data.source.cache_side is in pixels and has to be at least 1 (got {cache_side})")
+        self.adapter = adapter if cache_side is None else Video(side=cache_side)
+        self.root, self.test_share, self.labels = root, test_share, labels
+
+    def splits(self) -> dict[str, Dataset]:
+        """Data sets by split.
+
+        Raises:
+            ValueError: for a missing or empty folder, and for classes that do not agree between the splits.
+        """
+        root = find_root(self.root)
+        if not root.is_dir():
+            raise ValueError(f"data.root={self.root} is a file, not a folder; for a table of files use data=manifest")
+        names = _scan(root, self.adapter.extensions)
+        return arranged(names, root, partial(Videos, self.adapter), self.test_share, self.labels)
+
+
+@register("source/video_sample")
+class VideoSample:
+    """The sample shipped with mmssl: 100 training and 60 test clips of the Surveillance Camera Fight Dataset.
+
+    Real clips of about two seconds, with a fight or without; no source video is in both splits.
+
+    Args:
+        adapter: the video modality.
+        cache_side: longest short side in pixels of what is read and kept; the files have 96.
+    """
+
+    def __init__(self, adapter: Adapter, *, cache_side: int | None = 64) -> None:
+        self.adapter, self.cache_side = adapter, cache_side
+
+    def splits(self) -> dict[str, Dataset]:
+        """Train and test."""
+        folder = Path(__file__).parent / "sample"
+        return VideoFolder(self.adapter, root=str(folder), cache_side=self.cache_side, labels=True).splits()
+
+
+def _scan(root: Path, extensions: tuple[str, ...]) -> list[str]:
+    """Paths of videos relative to the root, sorted.
+
+    Raises:
+        ValueError: where there is none, with what was found instead.
+    """
+    found, other, seen = [], set[str](), set[str]()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        inner[:] = [] if real in seen else sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
+        if real in seen:  # a link back into the tree
+            continue
+        seen.add(real)
+        kinds = {name: Path(name).suffix.lower() for name in files if not name.startswith(".")}
+        videos = [name for name, kind in kinds.items() if kind in extensions]
+        found += [(Path(folder) / name).relative_to(root).as_posix() for name in videos]
+        if not videos and not inner and Path(folder) != root and set(kinds.values()) & set(PICTURES):
+            found.append(Path(folder).relative_to(root).as_posix())
+        elif not videos:
+            other |= set(kinds.values())
+    if found:
+        return sorted(found)
+    instead = ", ".join(sorted(kind or "no extension" for kind in other)) or "no files at all"
+    raise ValueError(
+        f"data.root={root} holds no videos: looked in it and below it for {', '.join(extensions)} and for folders of "
+        f"frames, found {instead}; check data.root and modality"
+    )
