@@ -50,8 +50,8 @@ def run(name: str, job: Job, data: Path, runs: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     text = json.dumps(result, indent=1)
-    for path, name in ((data, "DATA"), (runs, "RUNS")):  # results are read elsewhere, where these folders are not
-        text = text.replace(str(path.resolve()), name).replace(str(path), name)
+    for path, word in ((data, "DATA"), (runs, "RUNS")):  # results are read elsewhere, where these folders are not
+        text = text.replace(str(path.resolve()), word)
     part.write_text(text + "\n")
     os.replace(part, file)
     print(f"=== {name}: {result.get('metric')} {result.get('value')} in {result['job_s']:.0f} s", flush=True)
