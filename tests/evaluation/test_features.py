@@ -135,9 +135,6 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         embed(Net(), [])
 
 
-
-
-
 def test_features_select_rows() -> None:
     found = Features(torch.arange(6.0).reshape(3, 2), torch.tensor([1, -1, 0])).labelled()
     assert found.x.tolist() == [[0, 1], [4, 5]] and found.y.tolist() == [1, 0] and len(found) == 2
