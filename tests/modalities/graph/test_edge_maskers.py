@@ -19,6 +19,7 @@ from mmssl.modalities.graph.encoders import GAT
 from mmssl.modalities.graph.maskers import Edges, Nodes
 from mmssl.modalities.graph.tokenizer import GraphTokenizer
 from mmssl.types import Mask, TokenSpec, View
+from tests.gloo import leave
 from tests.modalities.graph.small_graphs import directed, undirected
 
 
@@ -149,7 +150,7 @@ def _process(number: int, folder: str) -> None:
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", f"file://{folder}/store", rank=number, world_size=2)
     torch.save(masked(SHARES[number]), f"{folder}/{number}.pt")
-    dist.destroy_process_group()
+    leave(folder, number, 2)
 
 
 def test_nodes_on_two_ranks_are_those_on_one(tmp_path: Any) -> None:
