@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -75,24 +75,29 @@ def arranged(
     return hold_out(splits["train"], test_share) if set(splits) == {"train"} else splits
 
 
-def scan(root: Path, adapter: Adapter) -> list[str]:
-    """Paths of the modality's files relative to the root, sorted.
-
-    Raises:
-        ValueError: where there is none, with what was found instead.
-    """
-    found, other, seen = [], Counter[str](), set[str]()
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Every folder below a root once, links followed: its path, its subfolders and its files, hidden ones left out."""
+    seen = set[str]()
     for folder, inner, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         inner[:] = [] if real in seen else sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
         if real in seen:  # a link back into the tree
             continue
         seen.add(real)
+        yield Path(folder), inner, [name for name in files if not name.startswith(".")]
+
+
+def scan(root: Path, adapter: Adapter) -> list[str]:
+    """Paths of the modality's files relative to the root, sorted.
+
+    Raises:
+        ValueError: where there is none, with what was found instead.
+    """
+    found, other = [], Counter[str]()
+    for folder, _, files in walk(root):
         for name in files:
-            if name.startswith("."):
-                continue
             if name.lower().endswith(adapter.extensions):
-                found.append((Path(folder) / name).relative_to(root).as_posix())
+                found.append((folder / name).relative_to(root).as_posix())
             else:
                 other[Path(name).suffix.lower() or "no extension"] += 1
     if found:

@@ -38,14 +38,18 @@ _ENCODER = [
 _PIXELS = "objective.pixels.predictor"
 
 
-def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    for key in ("model", "state_dict", "module"):
+def unwrap(
+    content: Mapping[str, Any], keys: tuple[str, ...] = ("model", "state_dict", "module")
+) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint: what stands under the first of some keys, else the content itself."""
+    for key in keys:
         if key in content and isinstance(content[key], Mapping):
             return content[key]
     return content
 
 
-def _patches(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def patches(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, with the patch embedding's convolution as our matrix."""
     key = "networks.main.embed.proj.weight"
     if key in state and state[key].dim() == 4:
         state[key] = patch_matrix(state[key])
@@ -55,8 +59,8 @@ def _patches(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @register("format/official/mae")
 def mae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
     """The checkpoints of facebookresearch/mae, with or without decoder, bare or under `model`."""
-    state = _unwrap(content)
-    return _patches(
+    state = unwrap(content)
+    return patches(
         rename(
             state,
             [
@@ -75,7 +79,7 @@ def mae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
 def crossmae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
     """The checkpoints of TonyLianLong/CrossMAE with weighted feature maps."""
     state = rename(
-        _unwrap(content),
+        unwrap(content),
         [
             *_ENCODER,
             (r"wfm\.linear\.weight", rf"{_PIXELS}.mix.weight"),
@@ -99,13 +103,13 @@ def crossmae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]
             state |= {base + "q_proj_weight": query, base + "k_proj_weight": keys, base + "v_proj_weight": values}
         biases = (state.pop(base + "q.bias"), state.pop(base + "kv.bias"))
         state[base + "in_proj_bias"] = torch.cat(biases)
-    return _patches(state)
+    return patches(state)
 
 
 @register("format/official/simmim")
 def simmim(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
     """The ViT checkpoints of microsoft/SimMIM; the head's pixel order (channel, row, column) becomes ours."""
-    plain = {name.removeprefix("encoder."): value for name, value in _unwrap(content).items()}
+    plain = {name.removeprefix("encoder."): value for name, value in unwrap(content).items()}
     state = rename(
         plain,
         [
@@ -125,10 +129,10 @@ def simmim(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
         order = torch.arange(network.spec.raw).reshape(network.spec.channels, -1).T.flatten()
         state[key] = state[key].flatten(1)[order]
         state[f"{_PIXELS}.head.bias"] = state[f"{_PIXELS}.head.bias"][order]
-    return _patches(state)
+    return patches(state)
 
 
 @register("format/timm/vit")
 def timm_vit(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
     """timm's VisionTransformer state dicts, into encoder/vit: encoder only, positions left as they are."""
-    return _patches(rename(_unwrap(content), _ENCODER))
+    return patches(rename(unwrap(content), _ENCODER))

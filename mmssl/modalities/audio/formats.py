@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmssl.parts.formats import patch_matrix, rename
+from mmssl.parts.formats import patches, rename
 from mmssl.registry import register
 
 _ENCODER = "networks.main.encoder"
@@ -33,8 +33,4 @@ def audio_mae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor
     for the predictor, which is what these weights were trained with.
     """
     state = content.get("model", content)
-    found = rename(state, _RULES)
-    key = "networks.main.embed.proj.weight"
-    if key in found and found[key].dim() == 4:
-        found[key] = patch_matrix(found[key])
-    return found
+    return patches(rename(state, _RULES))

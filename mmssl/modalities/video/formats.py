@@ -8,22 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.parts.formats import rename
+from mmssl.parts.formats import rename, unwrap
 from mmssl.registry import register
 
+_KEYS = ("model", "model_state", "state_dict", "module")
 _EMBED, _ENCODER, _PIXELS = "networks.main.embed", "networks.main.encoder", "objective.pixels.predictor"
 
 
 def tubelet_matrix(weight: Tensor) -> Tensor:
     """A tubelet convolution (d, c, t, p, p) as our matrix (d, t * p * p * c), channel fastest."""
     return weight.permute(0, 2, 3, 4, 1).flatten(1)
-
-
-def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    for key in ("model", "model_state", "state_dict", "module"):
-        if key in content and isinstance(content[key], Mapping):
-            return content[key]
-    return content
 
 
 @register("format/official/videomae")
@@ -33,7 +27,7 @@ def videomae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]
     Their keys have no bias: ours is zero, which changes nothing. Nor has their map into the decoder.
     """
     state = rename(
-        _unwrap(content),
+        unwrap(content, _KEYS),
         [
             (r"(?:encoder\.)?patch_embed\.proj\.(.+)", rf"{_EMBED}.proj.\1"),
             (r"(?:encoder\.)?blocks\.(.+)", rf"{_ENCODER}.blocks.\1"),
@@ -61,7 +55,7 @@ def mae_st(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
 
     Their class tokens have a position: the sum of both is our class token.
     """
-    plain = dict(_unwrap(content))
+    plain = dict(unwrap(content, _KEYS))
     for token, place in (("cls_token", "pos_embed_class"), ("decoder_cls_token", "decoder_pos_embed_class")):
         if token in plain and place in plain:
             plain[token] = plain[token] + plain.pop(place)

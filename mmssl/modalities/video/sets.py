@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mmssl.data.folder import arranged
+from mmssl.data.folder import arranged, walk
 from mmssl.data.source import Adapter, Dataset, Files, digest, find_root, stat
 from mmssl.modalities.video.adapter import Video
 from mmssl.modalities.video.clips import PICTURES
@@ -100,18 +100,13 @@ def _scan(root: Path, extensions: tuple[str, ...]) -> list[str]:
     Raises:
         ValueError: where there is none, with what was found instead.
     """
-    found, other, seen = [], set[str](), set[str]()
-    for folder, inner, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        inner[:] = [] if real in seen else sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
-        if real in seen:  # a link back into the tree
-            continue
-        seen.add(real)
-        kinds = {name: Path(name).suffix.lower() for name in files if not name.startswith(".")}
+    found, other = [], set[str]()
+    for folder, inner, files in walk(root):
+        kinds = {name: Path(name).suffix.lower() for name in files}
         videos = [name for name, kind in kinds.items() if kind in extensions]
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in videos]
-        if not videos and not inner and Path(folder) != root and set(kinds.values()) & set(PICTURES):
-            found.append(Path(folder).relative_to(root).as_posix())
+        found += [(folder / name).relative_to(root).as_posix() for name in videos]
+        if not videos and not inner and folder != root and set(kinds.values()) & set(PICTURES):
+            found.append(folder.relative_to(root).as_posix())
         elif not videos:
             other |= set(kinds.values())
     if found:
