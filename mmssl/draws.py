@@ -39,13 +39,17 @@ class Draws:
 
     Args:
         keys: one 64-bit key per sample, (b,) int64. Use `Draws.of` and `named` to make them.
+        common: the key of the step they are drawn in, (1,) int64, for what all samples of a step share; None where
+            there is no step.
     """
 
-    def __init__(self, keys: Tensor) -> None:
-        self.keys = keys
+    def __init__(self, keys: Tensor, common: Tensor | None = None) -> None:
+        self.keys, self.common = keys, common
 
     @classmethod
-    def of(cls, seed: int, epoch: int | Tensor, samples: Tensor, copy: Tensor | None = None) -> Draws:
+    def of(
+        cls, seed: int, epoch: int | Tensor, samples: Tensor, copy: Tensor | None = None, step: int | None = 0
+    ) -> Draws:
         """Draws of the given samples in one epoch.
 
         Args:
@@ -53,20 +57,31 @@ class Draws:
             epoch: the epoch, one number or one per sample.
             samples: ids of the samples in their data set, (b,) int64.
             copy: which of a sample's repetitions in the batch each row is, (b,) int64; None without repetition.
+            step: number of the training step, for `batch`; None outside of steps.
         """
         samples = samples.to(torch.int64)
         epochs = torch.as_tensor(epoch, dtype=torch.int64, device=samples.device)
         base = _mix(torch.full_like(samples, seed) * _GAMMA + 1)
         keys = _mix(_mix(base + epochs * _GAMMA) + samples * _GAMMA)
-        return cls(keys if copy is None else _mix(keys + (copy + 1) * _GAMMA))
+        common = None
+        if step is not None:
+            common = _mix(torch.full((1,), seed, dtype=torch.int64, device=samples.device) * _GAMMA + 2)
+            common = _mix(common + torch.full_like(common, step) * _GAMMA)
+        return cls(keys if copy is None else _mix(keys + (copy + 1) * _GAMMA), common)
 
     def named(self, name: str) -> Draws:
         """An independent stream, for one use of randomness: each use has a name of its own."""
-        return Draws(_mix(self.keys ^ _signed(zlib.crc32(name.encode()) * 0x100000001B3 & (1 << 64) - 1)))
+        word = _signed(zlib.crc32(name.encode()) * 0x100000001B3 & (1 << 64) - 1)
+        return Draws(_mix(self.keys ^ word), None if self.common is None else _mix(self.common ^ word))
+
+    def batch(self) -> Draws:
+        """Draws of one row that all samples of this step share, whatever the ranks: I-JEPA's one block size a batch."""
+        assert self.common is not None, "these draws belong to no step"
+        return Draws(self.common, self.common)
 
     def rows(self, row: Tensor) -> Draws:
         """The draws of some samples, or of one sample several times (use `named` to tell those apart)."""
-        return Draws(self.keys[row])
+        return Draws(self.keys[row], self.common)
 
     def each(self) -> list[Draws]:
         """The draws of every sample alone. Numbers are computed for all of them at once, when the first asks."""
@@ -102,7 +117,7 @@ class _One(Draws):
     """The draws of one sample of a batch; see `Draws.each`."""
 
     def __init__(self, whole: Draws, row: int) -> None:
-        super().__init__(whole.keys[row : row + 1])
+        super().__init__(whole.keys[row : row + 1], whole.common)
         self._whole, self._row = whole, row
         self._memo: dict[tuple[Any, ...], Any] = whole.__dict__.setdefault("memo", {})
 

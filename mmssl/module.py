@@ -26,11 +26,13 @@ class SSLModule(lightning.LightningModule):
         networks: networks by name; `main` is the one that is kept.
         looks: how each look is made.
         objective: terms by name, each called with a `Plan`.
+        heads: what makes the head of each name, called as (width); those that no term names are refused.
         optim: how to optimise.
         batch_size: samples of a step over all ranks and accumulation steps.
         teacher: follows the networks, and what terms twin; None for none.
         seed: the run's seed.
         keep: `student` or `teacher`: which branch evaluation and export take.
+        chunk: samples encoded at once, see `Step`; None for all.
 
     Raises:
         ValueError: when `keep` is teacher and there is none, or a corruptor does not fit its encoder.
@@ -49,6 +51,8 @@ class SSLModule(lightning.LightningModule):
         teacher: Any = None,
         seed: int = 0,
         keep: str = "student",
+        heads: Mapping[str, Callable[[int], nn.Module]] | None = None,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
         if keep not in ("student", "teacher") or (keep == "teacher" and teacher is None):
@@ -60,20 +64,37 @@ class SSLModule(lightning.LightningModule):
         if teacher is not None:
             for name, network in self.networks.items():
                 teacher.twin(name, network)
+        self.heads, self._makers, self._widths = nn.ModuleDict(), heads or {}, dict[str, int]()
+        self.chunk = chunk
+        if chunk is not None and not all(network.joins for network in networks.values()):
+            raise ValueError("trainer.chunk: an encoder with batch norm cannot be computed in chunks; set it to null")
         plan = Plan(
             looks=looks,
             specs={name: networks[spec.network].spec for name, spec in looks.items()},
             dims={name: networks[spec.network].dim for name, spec in looks.items()},
             taps={name: networks[spec.network].encoder.tap_names for name, spec in looks.items()},
-            twin=self._twin,
+            networks={name: networks[spec.network] for name, spec in looks.items()},
+            head=self._head,
+            taught=teacher is not None,
         )
         self.objective = nn.ModuleDict({name: term(plan) for name, term in objective.items()})
+        if unused := sorted(set(self._makers) - set(self.heads)):
+            raise ValueError(f"heads.{unused[0]}: no term names this head; give a term head: {unused[0]}, or remove it")
         self.latest: dict[str, Tensor] = {}
         self.steps = 0
         self._led = -1
 
-    def _twin(self, name: str, module: nn.Module) -> nn.Module:
-        return module if self.teacher is None else self.teacher.twin(name, module)
+    def _head(self, name: str, width: int) -> nn.Module:
+        """The head of a name, made for features of this width when the first term asks; and its twin."""
+        if name not in self._makers:
+            raise ValueError(f"a term names head {name!r}, but the run has {', '.join(sorted(self._makers)) or 'none'}")
+        if name not in self.heads:
+            self.heads[name], self._widths[name] = self._makers[name](width), width
+            if self.teacher is not None:
+                self.teacher.twin(f"head_{name}", self.heads[name])
+        if self._widths[name] != width:
+            raise ValueError(f"heads.{name} reads features of {self._widths[name]} and of {width}; give two heads")
+        return self.heads[name]
 
     @property
     def kept(self) -> Network:
@@ -92,7 +113,8 @@ class SSLModule(lightning.LightningModule):
 
     def begin(self, batch: Mapping[str, Any]) -> Step:
         """The step of a batch; nothing runs before a term asks."""
-        return Step(batch, self.looks, self.networks, self.teacher, self.seed, self.progress)
+        given = (self.teacher, self.seed, self.progress, self.heads, self.global_step, self.chunk)
+        return Step(batch, self.looks, self.networks, *given)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Tensor:
         """The weighted sum of all terms, scaled so that averaging over ranks gives the global objective."""
@@ -107,6 +129,7 @@ class SSLModule(lightning.LightningModule):
             value = (sums[i].reshape(-1) / counts[i].clamp(min=1e-12)).sum()
             loss = loss + scale * term.weight * value
             self.latest[name] = value.detach()
+            self.latest |= {f"{name}/{key}": signal.detach() / scale for key, signal in term.signals.items()}
         self.latest["loss"] = loss.detach() / scale
         return loss
 
@@ -136,6 +159,12 @@ class SSLModule(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the norm of all gradients together, where the recipe says so."""
+        """Forgets the gradients of what is still frozen, and clips: all gradients together, or each on its own."""
+        self.optim.freeze(optimizer, self.progress)
+        if self.optim.clip_each and self.optim.clip is not None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    torch.nn.utils.clip_grad_norm_(parameter, self.optim.clip)
+            return
         if self.optim.clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip, gradient_clip_algorithm="norm")

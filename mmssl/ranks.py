@@ -1,6 +1,12 @@
-"""What ranks tell one another, outside of gradients. Imports torch only; on one process nothing is sent."""
+"""What ranks tell one another. Imports torch only; on one process nothing is sent.
+
+The loss of a run is the sum of what the ranks return. So a tensor that went to all ranks collects, on its way back, the
+gradients of all of them: `gather` and `total` are differentiable in that sense, and N ranks train what one rank would.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,8 +23,52 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
+def _lengths(n: int, device: torch.device) -> list[int]:
+    """A plain number of every rank, in the order of ranks."""
+    own = torch.tensor([n], device=device)
+    found = [torch.zeros_like(own) for _ in range(world())]
+    dist.all_gather(found, own)
+    return torch.cat(found).tolist()
+
+
+class _Gather(torch.autograd.Function):
+    """Joins the rows of all ranks; the gradient of a rank's rows is the sum of what all ranks say of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lengths: list[int]) -> Tensor:
+        # collectives want equal shapes, so that all are padded to the longest
+        padded = x.new_zeros(max(lengths), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        ctx.lengths = lengths
+        return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad.split(ctx.lengths)[rank()], None
+
+
+class _Total(torch.autograd.Function):
+    """Adds up over ranks, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.clone().contiguous()
+        dist.all_reduce(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].clone().contiguous()
+        dist.all_reduce(grad)
+        return grad
+
+
 def gather(x: Tensor) -> Tensor:
-    """The tensors of all ranks, joined along the first axis in the order of ranks, without gradient.
+    """The tensors of all ranks, joined along the first axis in the order of ranks; with gradient where `x` has one.
 
     Args:
         x: (n, ...); n may differ between ranks, the other axes may not.
@@ -26,16 +76,27 @@ def gather(x: Tensor) -> Tensor:
     Returns:
         (sum of n, ...), the same on every rank.
     """
-    x = x.detach()
     if world() == 1:
         return x
-    count = torch.tensor([len(x)], device=x.device)
-    counts = [torch.zeros_like(count) for _ in range(world())]
-    dist.all_gather(counts, count)
-    lengths = [int(c) for c in counts]
-    # collectives want equal shapes, so that all are padded to the longest
-    padded = x.new_zeros(max(lengths), *x.shape[1:])
-    padded[: len(x)] = x
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+    gathered = _Gather.apply(x, _lengths(len(x), x.device))
+    assert isinstance(gathered, Tensor)
+    return gathered
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over ranks, the same shape, the same on every rank; with gradient where `x` has one."""
+    if world() == 1:
+        return x
+    summed = _Total.apply(x)
+    assert isinstance(summed, Tensor)
+    return summed
+
+
+def offset(n: int, device: torch.device | None = None) -> int:
+    """How many rows the ranks before this one hold, where this one holds n."""
+    return 0 if world() == 1 else sum(_lengths(n, device or torch.device("cpu"))[: rank()])
+
+
+def smallest(n: int, device: torch.device | None = None) -> int:
+    """The smallest of a plain number that every rank has."""
+    return n if world() == 1 else min(_lengths(n, device or torch.device("cpu")))

@@ -2,65 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mmssl.draws import Draws
-from mmssl.types import Mask, Tokens, TokenSpec, View, concat
-
-Masker = Callable[[Tokens, Draws, float, Tensor | None], Mask]
-
-
-@dataclass
-class LookSpec:
-    """How one look at a batch is made.
-
-    Args:
-        name: its key under `looks:`.
-        views: the views it reads; several are joined as tokens of one sequence, with a `stream` id.
-        masker: where to hide; None for a look at the whole.
-        corruptor: how to hide. It declares `on`: `view` (values before the tokenizer), `tokens` (cut but not yet
-            embedded: dropping) or `embedded` (mask tokens).
-        network: which network encodes it.
-        mask: the name of a look whose mask is shared, `~name` for its complement; None for a mask of its own.
-        guide: scores tokens for the masker (a loss predictor, a teacher's attention); None for none.
-        taps: layers that terms ask the encoder for, collected when the run is built.
-        taught_taps: likewise of the teacher.
-    """
-
-    name: str
-    views: tuple[str, ...]
-    masker: Masker | None = None
-    corruptor: Any = None
-    network: str = "main"
-    mask: str | None = None
-    guide: Callable[[Look], Tensor] | None = None
-    taps: set[str] = field(default_factory=set)
-    taught_taps: set[str] = field(default_factory=set)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a term must know of the model to be built.
-
-    Args:
-        looks: how each look is made; a term adds the taps it needs.
-        specs: sizes of the tokens of each look.
-        dims: width of the features of each look.
-        taps: names of the layers that the encoder of each look can give.
-        twin: a copy of a module that follows as the teacher does; (name, module) to module.
-    """
-
-    looks: Mapping[str, LookSpec]
-    specs: Mapping[str, TokenSpec]
-    dims: Mapping[str, int]
-    taps: Mapping[str, tuple[str, ...]]
-    twin: Callable[[str, nn.Module], nn.Module]
+from mmssl.joining import chunks, concat, join, joined, signature, split
+from mmssl.plan import LookSpec as LookSpec
+from mmssl.plan import Plan as Plan
+from mmssl.types import Mask, Tokens, View
 
 
 class Step:
@@ -73,6 +27,10 @@ class Step:
         teacher: gives the twin of a module; None where the run has no teacher.
         seed: the run's seed.
         progress: share of the training done, in [0, 1]; every schedule is a function of it.
+        heads: heads by name.
+        number: how many optimizer steps were taken before; what the whole batch shares is drawn from it.
+        chunk: encodes at most so many rows at once and once more on the way back, so that memory does not bound the
+            batch (gradient caching, Gao et al. 2021); None for all at once.
     """
 
     def __init__(
@@ -83,13 +41,69 @@ class Step:
         teacher: Any = None,
         seed: int = 0,
         progress: float = 0.0,
+        heads: Mapping[str, Any] | None = None,
+        number: int = 0,
+        chunk: int | None = None,
     ) -> None:
         self.batch, self.networks, self.teacher, self.progress = batch, networks, teacher, progress
-        self.draws = Draws.of(seed, batch["epoch"], batch["id"], batch.get("copy"))
-        self._looks = {name: Look(self, spec) for name, spec in specs.items()}
+        self.heads, self.chunk = heads or {}, chunk
+        self.draws = Draws.of(seed, batch["epoch"], batch["id"], batch.get("copy"), number)
+        self.looks = {name: Look(self, spec) for name, spec in specs.items()}
+        self._encoded: dict[tuple[str, str], Tokens] = {}
+        self._answers: dict[tuple[str, str, str, str], Tensor] = {}
 
     def __getitem__(self, name: str) -> Look:
-        return self._looks[name]
+        return self.looks[name]
+
+    def encoded(self, kind: str, look: Look) -> Tokens:
+        """Features of a look; looks that are encoded alike and have as many tokens share one call of the encoder."""
+        if (kind, look.spec.name) not in self._encoded:
+            group = self._group(kind, look)
+            parts = list(group.values())
+            taps = tuple(sorted(set[str]().union(*(self[name].taps(kind) for name in group))))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and kind != "taught"):
+                whole = self._encode(look.network_of(kind).encoder, join(parts), taps)
+            for name, features in zip(group, split(whole, parts), strict=True):
+                self._encoded[kind, name] = features
+        return self._encoded[kind, look.spec.name]
+
+    def _group(self, kind: str, first: Look) -> dict[str, Tokens]:
+        """The embedded tokens of all looks that can share a call with this one, by name."""
+        network, group = first.network_of(kind), {first.spec.name: first.prepared(kind)}
+        like = signature(group[first.spec.name])
+        if like is None or not network.joins:
+            return group
+        for name, look in self.looks.items():
+            if look is not first and kind in look.kinds and look.network_of(kind) is network:
+                tokens = look.prepared(kind)
+                if signature(tokens) == like:
+                    group[name] = tokens
+        return group
+
+    def _encode(self, encoder: Any, tokens: Tokens, taps: tuple[str, ...]) -> Tokens:
+        """All at once, or in chunks that are encoded again in the backward pass."""
+        if self.chunk is None or tokens.packed or len(tokens.index) <= self.chunk:
+            return encoder(tokens, taps)
+        parts = chunks(tokens, self.chunk)
+        if not torch.is_grad_enabled():
+            return joined([encoder(part, taps) for part in parts])
+        return joined([checkpoint(encoder, part, taps, use_reentrant=False) for part in parts])
+
+    def answer(self, look: Look, head: str, what: str, pool: str) -> Tensor:
+        """What a head makes of a look's pooled features; heads that are `joint` see all looks that ask, in one call."""
+        key = (head, what, pool)
+        if (look.spec.name, *key) not in self._answers:
+            module = self.heads[head]
+            joint = getattr(module, "joint", False)
+            group = [one for one in self.looks.values() if one is look or (joint and key in one.spec.answers)]
+            if what == "taught" and self.teacher is not None:
+                module = self.teacher.of(module)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and what != "taught"):
+                pooled = [one.pooled(what, pool) for one in group]
+                answers = module(pooled[0] if len(pooled) == 1 else torch.cat(pooled))
+            for one, rows in zip(group, answers.split([len(x) for x in pooled]), strict=True):
+                self._answers[(one.spec.name, *key)] = rows
+        return self._answers[(look.spec.name, *key)]
 
 
 class Look:
@@ -131,36 +145,95 @@ class Look:
             return self.spec.masker(tokens, self.draws.named("mask"), self.step.progress, score)
 
     @property
+    def masked(self) -> bool:
+        """Whether the look has a mask."""
+        return self.spec.masker is not None or self.spec.mask is not None
+
+    @property
     def row(self) -> Tensor | None:
         """The sample each mask row belongs to; None where rows are samples in order, or nothing is masked."""
-        return None if self.spec.masker is None and self.spec.mask is None else self.mask.row
+        return self.mask.row if self.masked else None
+
+    def _kind(self, what: str) -> str:
+        """Which encoding answers a question.
+
+        Without a corruptor what is seen is the whole; without a teacher what is taught is the whole, where that is
+        encoded anyway.
+        """
+        if what == "seen" and self.spec.corruptor is None:
+            return "whole"
+        if what == "taught" and self.step.teacher is None:
+            return "whole" if "whole" in {self._kind(other) for other in self.spec.asked - {"taught"}} else "taught"
+        return what
 
     @cached_property
-    def seen(self) -> Tokens:
-        """What the encoder makes of the view through mask and corruptor; of the whole where there is no corruptor."""
-        corruptor, taps = self.spec.corruptor, tuple(sorted(self.spec.taps))
-        if corruptor is None:
-            return self.whole
-        draws, tokens, embed = self.draws.named("corrupt"), self.tokens, self.network.embed
+    def kinds(self) -> frozenset[str]:
+        """The encodings that terms ask for: `seen`, `whole`, `taught`."""
+        return frozenset(self._kind(what) for what in self.spec.asked)
+
+    def taps(self, kind: str) -> set[str]:
+        """The layers that an encoding has to keep."""
+        if kind == "taught":
+            return self.spec.taught_taps
+        return self.spec.taps | (self.spec.taught_taps if self.step.teacher is None else set())
+
+    def network_of(self, kind: str) -> Any:
+        """The network of an encoding: the teacher's for `taught`, where there is one."""
+        return self.step.teacher.of(self.network) if kind == "taught" and self.step.teacher else self.network
+
+    def prepared(self, kind: str) -> Tokens:
+        """Embedded tokens, ready to be encoded."""
+        network = self.network_of(kind)
+        if kind == "seen":
+            return self._corrupted(network)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and kind != "taught"):
+            return network.prepare(self.tokens)
+
+    def _corrupted(self, network: Any) -> Tokens:
+        """The view through mask and corruptor, embedded."""
+        corruptor, draws, tokens = self.spec.corruptor, self.draws.named("corrupt"), self.tokens
         # an embedding with statistics over all tokens (a batch norm) has to see them all
-        late = corruptor.on == "embedded" or (corruptor.on == "tokens" and getattr(embed, "whole", False))
+        late = corruptor.on == "embedded" or (corruptor.on == "tokens" and getattr(network.embed, "whole", False))
         if corruptor.on == "view":
             tokens = self._cut([corruptor(view, self, draws) for view in self.views])
         elif not late:
             tokens = corruptor(tokens, self.mask, draws)
-        tokens = embed(tokens)
-        if late:
-            tokens = corruptor(tokens, self.mask, draws)
-        return self.network.encoder(tokens, taps)
+        tokens = network.embed(tokens)
+        return corruptor(tokens, self.mask, draws) if late else tokens
 
-    @cached_property
+    def _features(self, what: str) -> Tokens:
+        return self.step.encoded(self._kind(what), self)
+
+    @property
+    def seen(self) -> Tokens:
+        """What the encoder makes of the view through mask and corruptor; of the whole where there is no corruptor."""
+        return self._features("seen")
+
+    @property
     def whole(self) -> Tokens:
         """What the encoder makes of all of it, with gradient."""
-        return self.network.encode(self.tokens, tuple(sorted(self.spec.taps)))
+        return self._features("whole")
 
     @cached_property
     def taught(self) -> Tokens:
         """What the teacher makes of all of it, without gradient; the student itself where the run has no teacher."""
-        network = self.network if self.step.teacher is None else self.step.teacher.of(self.network)
-        with torch.no_grad():
-            return network.encode(self.tokens, tuple(sorted(self.spec.taught_taps)))
+        tokens = self._features("taught")
+        taps = {name: tap.detach() for name, tap in tokens.taps.items()}
+        prefix = None if tokens.prefix is None else tokens.prefix.detach()
+        return tokens.but(x=None if tokens.x is None else tokens.x.detach(), prefix=prefix, taps=taps)
+
+    def pooled(self, what: str, pool: str) -> Tensor:
+        """Features of `seen`, `whole` or `taught` as rows (r, d): one per sample, or per valid token with `token`."""
+        tokens = self.taught if what == "taught" else self._features(what)
+        if pool != "token":
+            return tokens.pool(pool)
+        assert tokens.x is not None
+        return tokens.x if tokens.packed else tokens.x.flatten(0, 1) if tokens.valid is None else tokens.x[tokens.valid]
+
+    def answer(self, head: str | None, what: str, pool: str) -> Tensor:
+        """What a head (by name) makes of the pooled features of `seen` or `taught`, (r, o); of the twins if taught."""
+        if head is None:
+            return self.pooled(what, pool)
+        if what == "taught" and self.step.teacher is None and self._kind("taught") == self._kind("seen"):
+            return self.step.answer(self, head, "seen", pool).detach()
+        return self.step.answer(self, head, what, pool)

@@ -256,36 +256,3 @@ class Tokens:
             given=spread(self.given), stream=spread(self.stream), sample=None, samples=None,
             edges=None if self.edges is None else (self.sample * n + slot)[self.edges],
         )  # fmt: skip
-
-
-def concat(parts: list[Tokens]) -> Tokens:
-    """Dense token sets of the same samples as one sequence; `stream` tells them apart, `index` goes on counting."""
-    offsets, total = [], 0
-    for part in parts:
-        offsets.append(total)
-        total += part.length
-
-    def cat(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if any(value is None for value in values) else torch.cat(values, 1)
-
-    def flags(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        if all(value is None for value in values):
-            return None
-        full = [
-            torch.ones_like(p.index, dtype=torch.bool) if v is None else v for p, v in zip(parts, values, strict=True)
-        ]
-        return torch.cat(full, 1)
-
-    width = max(part.raw.shape[-1] for part in parts)
-    coordinates = max(part.pos.shape[-1] for part in parts)
-    pad = torch.nn.functional.pad
-    return Tokens(
-        raw=torch.cat([pad(part.raw, (0, width - part.raw.shape[-1])) for part in parts], 1),
-        pos=torch.cat([pad(part.pos, (0, coordinates - part.pos.shape[-1])) for part in parts], 1),
-        index=torch.cat([part.index + offset for part, offset in zip(parts, offsets, strict=True)], 1),
-        x=cat("x"), valid=flags("valid"), given=flags("given"),
-        stream=torch.cat([torch.full_like(part.index, i) for i, part in enumerate(parts)], 1),
-        grid=(total,),
-    )  # fmt: skip

@@ -13,8 +13,8 @@ from mmssl import registry
 
 # Left to right in the order of DESIGN: a module imports from its own row and the rows above, never from below.
 LAYERS = [
-    ("compat", "draws", "masks", "ranks", "registry", "types"),
-    ("data", "step"),
+    ("compat", "draws", "joining", "masks", "ranks", "registry", "types"),
+    ("data", "plan", "step"),
     ("nn",),
     ("parts",),
     ("modalities",),

@@ -7,7 +7,8 @@ import torch
 
 from mmssl.config import slots
 from mmssl.masks import Mask, places
-from mmssl.types import POOLS, Tokens, TokenSpec, View, concat
+from mmssl.joining import concat
+from mmssl.types import POOLS, Tokens, TokenSpec, View
 from tests.small import tokens
 
 

@@ -134,6 +134,8 @@ def module(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> SSLModule:
             teacher=make(tree.get("teacher"), "teacher"),
             seed=tree["seed"],
             keep=tree["keep"],
+            heads=make(tree.get("heads") or {}, "heads"),
+            chunk=(tree.get("trainer") or {}).get("chunk"),
         )
 
 

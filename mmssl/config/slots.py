@@ -35,6 +35,9 @@ def check_slots(tree: Mapping[str, Any]) -> None:
     pool = tree["evaluation"].get("pool")
     if pool not in POOLS:
         raise ConfigError(f"evaluation.pool: there is no pool {pool!r}{suggest(str(pool), POOLS)}")
+    for name, head in (tree.get("heads") or {}).items():
+        if not (isinstance(head, dict) and str(head.get("_target_", "")).startswith("head/")):
+            raise ConfigError(f"heads.{name} has to be a part such as {{_target_: head/mlp, dims: [128]}} (got {head!r})")
     check_looks(tree)
 
 

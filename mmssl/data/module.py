@@ -88,7 +88,7 @@ class Data(lightning.LightningDataModule):
         self._skipped = Skipped(bad_share)
         self._kept: dict[str, Dataset] = {}
         self._facts: dict[str, Any] | None = None
-        self._share = (0, 1, 1)
+        self._share, self._fitted = (0, 1, 1), False
         self._start = (0, 0)
 
     @cached_property
@@ -204,6 +204,7 @@ class Data(lightning.LightningDataModule):
                 f"data.batch_size={self.batch_size} is larger than the train split, which has {len(dataset)} samples; "
                 f"set data.batch_size to at most {len(dataset)}"
             )
+        self._fit()
         rank, world, accumulate = self._share
         sampler = EpochBatches(
             len(dataset), self.batch_size, self.seed, rank=rank, world=world, accumulate=accumulate,
@@ -230,6 +231,7 @@ class Data(lightning.LightningDataModule):
     def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
         """The training batch of some (epoch, index) pairs, made here and now."""
         dataset = self.dataset("train")
+        self._fit()
         return Batches(dataset, self.adapter, self.views, self.seed, self.channels, True, self.repeats).__getitems__(
             pairs
         )
@@ -253,6 +255,13 @@ class Data(lightning.LightningDataModule):
         plan = [[(0, i) for i in part.tolist()] for part in self.chosen(split, limit).split(size)]
         batches = Batches(dataset, self.adapter, {"x": self.view}, _EVAL_SEED, self.channels, replace=False)
         return Loader(batches, plan, partial(self._note, split), self._workers(dataset), keep_workers=False)
+
+    def _fit(self) -> None:
+        """Shows the train split to the operations that need other samples (marginals of columns, mixing), once."""
+        ops = [op for view in self.views.values() for op in view if hasattr(op, "fit")]
+        for op in ops if not self._fitted else ():
+            op.fit(self.dataset("train"))
+        self._fitted = True
 
     def _note(self, split: str, batch: dict[str, Any]) -> None:
         self._skipped.note(split, self.dataset(split), batch["id"], batch["bad"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.types import Tokens, TokenSpec, View
 
@@ -85,9 +87,18 @@ class Network(nn.Module):
         """Features of a whole view: a raw batch of the modality in, tokens out."""
         return self.encode(self.tokenizer(view if isinstance(view, View) else View(view, "")), taps)
 
-    def encode(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
-        """Features of whole samples that are cut already. What is naturally missing is not looked at."""
+    @cached_property
+    def joins(self) -> bool:
+        """Whether several looks may be encoded as one batch: a batch norm would mix their statistics."""
+        return not any(isinstance(part, _BatchNorm) for part in self.encoder.modules())
+
+    def prepare(self, tokens: Tokens) -> Tokens:
+        """Whole samples that are cut already, embedded. What is naturally missing is not looked at."""
         tokens = self.embed(tokens)
-        if tokens.given is not None:
-            tokens = tokens.but(valid=tokens.given if tokens.valid is None else tokens.valid & tokens.given)
-        return self.encoder(tokens, taps)
+        if tokens.given is None:
+            return tokens
+        return tokens.but(valid=tokens.given if tokens.valid is None else tokens.valid & tokens.given)
+
+    def encode(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
+        """Features of whole samples that are cut already."""
+        return self.encoder(self.prepare(tokens), taps)

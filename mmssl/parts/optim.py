@@ -54,9 +54,12 @@ class Optim:
         schedule: factor of the rate over progress, None for constant.
         layer_decay: factor of the rate per block below the last (BEiT); 1 for none.
         clip: largest norm of all gradients together, None for none.
+        clip_each: whether `clip` bounds the gradient of each parameter on its own (DINO).
         no_decay: patterns of parameter names that have no decay, besides every norm and bias.
         decay_all: whether norms and biases decay too.
-        rules: pattern of parameter names to {lr: factor, weight_decay: value}; the first match counts.
+        rules: pattern of parameter names to {lr: factor, weight_decay: value, fixed: true (the rate keeps its peak:
+            SimSiam's predictor), freeze: share of the run without a gradient (the last layer of DINO and SwAV)}; the
+            first match counts.
     """
 
     def __init__(
@@ -72,11 +75,17 @@ class Optim:
         no_decay: Sequence[str],
         rules: Mapping[str, Mapping[str, float]],
         decay_all: bool = False,
+        clip_each: bool = False,
     ) -> None:
         peak_rate(lr, base_lr, base_batch, base_batch)  # refuses nonsense before anything is built
         self.make, self.lr, self.base_lr, self.base_batch = make, lr, base_lr, base_batch
         self.weight_decay, self.schedule, self.layer_decay, self.clip = weight_decay, schedule, layer_decay, clip
         self.no_decay, self.rules, self.decay_all = tuple(no_decay), rules, decay_all
+        self.clip_each = clip_each
+        for pattern, rule in rules.items():
+            if unknown := set(rule) - {"lr", "weight_decay", "fixed", "freeze"}:
+                known = "lr, weight_decay, fixed and freeze"
+                raise ValueError(f"optim.rules.{pattern}: there is no {unknown.pop()!r}; there are {known}")
 
     def build(self, module: nn.Module, batch_size: int) -> torch.optim.Optimizer:
         """The optimizer over a module's trainable parameters, in groups of equal treatment.
@@ -90,19 +99,19 @@ class Optim:
             if not fnmatch.filter([name for name, _ in named], pattern):
                 raise ValueError(f"optim: the pattern {pattern!r} matches no trainable parameter, e.g. {named[0][0]!r}")
         depth = 1 + max((_block(name) or 0 for name, _ in named), default=0)
-        groups: dict[tuple[float, float | None], dict[str, Any]] = {}
+        groups: dict[tuple[Any, ...], dict[str, Any]] = {}
         for name, parameter in named:
-            factor, decay = self._treatment(name, parameter, depth)
-            group = groups.setdefault((factor, decay), {"params": [], "factor": factor, "decay": decay})
+            treatment = self._treatment(name, parameter, depth)
+            group = groups.setdefault(tuple(treatment.values()), {"params": [], **treatment})
             group["params"].append(parameter)
         optimizer = self.make(list(groups.values()), lr=lr)
         self.peak = lr
         self.set(optimizer, 0.0)
         return optimizer
 
-    def _treatment(self, name: str, parameter: torch.Tensor, depth: int) -> tuple[float, float | None]:
-        """Factor of the rate and decay of one parameter; a decay of None means the common one."""
-        factor, decay = 1.0, None
+    def _treatment(self, name: str, parameter: torch.Tensor, depth: int) -> dict[str, Any]:
+        """How one parameter is treated; a decay of None means the common one."""
+        factor, decay, fixed, freeze = 1.0, None, False, 0.0
         small = (parameter.ndim <= 1 or name.endswith(".bias")) and not self.decay_all
         if small or any(fnmatch.fnmatch(name, p) for p in self.no_decay):
             decay = 0.0
@@ -112,17 +121,25 @@ class Optim:
             if fnmatch.fnmatch(name, pattern):
                 factor *= rule.get("lr", 1.0)
                 decay = rule.get("weight_decay", decay)
+                fixed, freeze = bool(rule.get("fixed", False)), rule.get("freeze", 0.0)
                 break
-        return factor, decay
+        return {"factor": factor, "decay": decay, "fixed": fixed, "frozen": freeze}
 
     def set(self, optimizer: torch.optim.Optimizer, progress: float) -> float:
         """Sets the rate and the decay of every group for this share of training done; returns the common rate."""
-        lr = self.peak * (self.schedule(progress) if self.schedule else 1.0)
+        scheduled = self.peak * (self.schedule(progress) if self.schedule else 1.0)
         decay = self.weight_decay(progress) if callable(self.weight_decay) else self.weight_decay
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["factor"]
+            group["lr"] = (self.peak if group["fixed"] else scheduled) * group["factor"]
             group["weight_decay"] = decay if group["decay"] is None else group["decay"]
-        return lr
+        return scheduled
+
+    def freeze(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        """Takes the gradients of parameters away that do not train yet."""
+        for group in optimizer.param_groups:
+            if progress < group["frozen"]:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
 
 def _block(name: str) -> int | None:
@@ -152,6 +169,7 @@ def adamw(
     schedule: Schedule | None = None,
     layer_decay: float = 1.0,
     clip: float | None = None,
+    clip_each: bool = False,
     no_decay: Sequence[str] = (),
     decay_all: bool = False,
     rules: Mapping[str, Mapping[str, float]] | None = None,
@@ -160,7 +178,7 @@ def adamw(
     first, second = betas
     make = partial(_fused, torch.optim.AdamW, betas=(first, second), eps=eps)
     given = (lr, base_lr, base_batch, weight_decay, schedule, layer_decay, clip, no_decay, rules or {}, decay_all)
-    return Optim(make, *given)
+    return Optim(make, *given, clip_each=clip_each)
 
 
 @register("optim/adam")

@@ -78,3 +78,16 @@ def warmup_linear(progress: float, *, warmup: float = 0.07, start: float = 0.0, 
     if progress < warmup:
         return start + (1.0 - start) * progress / warmup
     return final + (1.0 - final) * (1.0 - min(progress, 1.0)) / max(1.0 - warmup, 1e-12)
+
+
+@register("schedule/ramp")
+def ramp(progress: float, *, first: float, last: float, until: float) -> float:
+    """A straight line from first to last, then constant (DINO's teacher temperature over 30 epochs).
+
+    Args:
+        progress: share of training done.
+        first: value at the first step.
+        last: value from `until` on.
+        until: share of the run that it takes.
+    """
+    return last if progress >= until else first + (last - first) * progress / until

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmssl.parts.teachers import still
 from mmssl.registry import register
 from mmssl.step import Look, Plan
 from mmssl.types import Tokens
@@ -46,22 +48,49 @@ class Raw(nn.Module):
 
 @register("target/teacher")
 class Teacher(nn.Module):
-    """The teacher's features of the tokens in the whole view (I-JEPA, data2vec; SimSiam-like without a teacher).
+    """The teacher's features of the tokens in the whole view (I-JEPA, data2vec); the student's own without a teacher.
 
     Args:
         plan: sizes.
         look: the look whose tokens are meant.
-        normalize: whether each target is standardised over its features by a LayerNorm without weights.
+        layers: names of layers whose mean is the target (data2vec); null for the output.
+        layer_norm: what each layer is standardised by before: `layer` over its features, `instance` over the tokens of
+            its sample, per feature (data2vec 2.0), or null.
+
+    Raises:
+        ValueError: for another word.
     """
 
-    def __init__(self, plan: Plan, look: str, *, normalize: bool = True) -> None:
+    asks = ("taught",)
+
+    def __init__(
+        self, plan: Plan, look: str, *, layers: Sequence[str] | None = None, layer_norm: str | None = None
+    ) -> None:
         super().__init__()
-        self.dim, self.normalize = plan.dims[look], normalize
+        if layer_norm not in (None, "layer", "instance"):
+            raise ValueError(f"target/teacher: layer_norm has to be layer, instance or null (got {layer_norm!r})")
+        self.dim, self.taps, self.layer_norm = plan.dims[look], tuple(layers or ()), layer_norm
 
     @torch.no_grad()
     def forward(self, look: Look, query: Tokens) -> Tensor:
         """Features of the tokens asked for, (r, t, d)."""
-        return _at(look, query, look.taught, self.normalize)
+        features = look.taught
+        if self.taps:
+            features = features.but(x=self._layers(features))
+        return gathered(look, query, features)
+
+    def _layers(self, features: Tokens) -> Tensor:
+        """The mean of the layers, (b, n, d)."""
+        assert features.x is not None
+        total = torch.zeros_like(full(features.x))
+        for name in self.taps:
+            layer = full(features.taps[name])[:, -features.x.shape[1] :]  # without prefix
+            if self.layer_norm == "layer":
+                layer = F.layer_norm(layer, layer.shape[-1:])
+            elif self.layer_norm == "instance":
+                layer = F.instance_norm(layer.transpose(1, 2)).transpose(1, 2)
+            total += layer
+        return total / len(self.taps)
 
 
 @register("target/frozen")
@@ -75,13 +104,12 @@ class Frozen(nn.Module):
         look: the look whose tokens are meant.
         network: called as (spec of the look's tokens), gives a frozen network that reads views and gives features on
             the same grid of tokens, for instance `network/timm` or `network/run`.
-        normalize: whether each target is standardised over its features by a LayerNorm without weights.
     """
 
-    def __init__(self, plan: Plan, look: str, *, network: Callable[..., nn.Module], normalize: bool = False) -> None:
+    def __init__(self, plan: Plan, look: str, *, network: Callable[..., nn.Module]) -> None:
         super().__init__()
         made = network(plan.specs[look])
-        self.dim, self.normalize = made.dim, normalize
+        self.dim = made.dim
         self._network = (made.eval().requires_grad_(False),)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
@@ -99,19 +127,52 @@ class Frozen(nn.Module):
                 f"target/frozen: the frozen network has tokens on {features.grid}, the student on {look.tokens.grid}; "
                 "give both the same input size and patch"
             )
-        return _at(look, query, features, self.normalize)
+        return gathered(look, query, features)
+
+    @torch.no_grad()
+    def pooled(self, look: Look, pool: str) -> Tensor:
+        """Features of whole samples, (b, d)."""
+        return full(self._network[0](look.views[0]).pool(pool))
 
 
-def _at(look: Look, query: Tokens, features: Tokens, normalize: bool) -> Tensor:
-    """Features of whole samples at the places of a query, (r, t, d), standardised over d where asked."""
+@register("target/initial")
+class Initial(nn.Module):
+    """Features of the student's network as it was before the first step: dBOT's random first teacher (Liu et al. 2022).
+
+    Args:
+        plan: sizes.
+        look: the look whose tokens are meant.
+    """
+
+    def __init__(self, plan: Plan, look: str) -> None:
+        super().__init__()
+        self.dim = plan.dims[look]
+        self.network = still(copy.deepcopy(plan.networks[look]))
+
+    @torch.no_grad()
+    def forward(self, look: Look, query: Tokens) -> Tensor:
+        """Features of the tokens asked for, (r, t, d)."""
+        return gathered(look, query, self.network.encode(look.tokens))  # pyright: ignore[reportCallIssue]  # a Network
+
+    @torch.no_grad()
+    def pooled(self, look: Look, pool: str) -> Tensor:
+        """Features of whole samples, (b, d)."""
+        return full(self.network.encode(look.tokens).pool(pool))  # pyright: ignore[reportCallIssue]  # a Network
+
+
+def full(x: Tensor) -> Tensor:
+    """In float32 at least: targets are not rounded to 16 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def gathered(look: Look, query: Tokens, features: Tokens) -> Tensor:
+    """Features of whole samples at the places of a query, (r, t, d) float32."""
     assert features.x is not None
     if features.packed:
-        values = features.at(query).float()
-        return F.layer_norm(values, values.shape[-1:]) if normalize else values
+        return full(features.at(query))
     row = _rows(look, query)
     values = features.x if row is None else features.x[row]
-    values = values.gather(1, query.index.unsqueeze(-1).expand(-1, -1, values.shape[-1])).float()
-    return F.layer_norm(values, values.shape[-1:]) if normalize else values
+    return full(values.gather(1, query.index.unsqueeze(-1).expand(-1, -1, values.shape[-1])))
 
 
 def _rows(look: Look, query: Tokens) -> Tensor | None:

@@ -3,37 +3,61 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Sequence
 
 import torch
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from mmssl.registry import register
+
+
+def still(module: nn.Module) -> nn.Module:
+    """The module without gradient, dropout and drop path: what it says is a target."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, DropPath):
+            part.drop_prob = 0.0
+    return module.requires_grad_(False)
 
 
 @register("teacher/ema")
 class EMA(nn.Module):
     """Twins that follow by an exponential moving average of weights and buffers (BYOL, MoCo v3, DINO, I-JEPA).
 
+    Twins have neither dropout nor drop path.
+
     Args:
         momentum: share of the old twin kept at each optimizer step, a schedule over progress.
         on: when twins follow: `after` the optimizer step (I-JEPA, DINO) or `before` the forward pass (MoCo v3).
+        copied: patterns of names, such as `*.embed.*`, whose twins are copies and no averages (Point-JEPA: only the
+            transformer has a teacher).
 
     Raises:
-        ValueError: for another word.
+        ValueError: for another word, a momentum outside [0, 1] or, when a module is twinned, a pattern without a match.
     """
 
-    def __init__(self, *, momentum: Callable[[float], float], on: str = "after") -> None:
+    def __init__(
+        self, *, momentum: Callable[[float], float], on: str = "after", copied: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         if on not in ("after", "before"):
             raise ValueError(f"teacher.on has to be 'after' or 'before' (got {on!r})")
-        self.momentum, self.on = momentum, on
+        for progress in (0.0, 1.0):
+            if not 0 <= momentum(progress) <= 1:
+                raise ValueError(
+                    "teacher.momentum is the share of the old teacher that is kept and has to lie in [0, 1], usually "
+                    f"from 0.99 to 1 (got {momentum(progress):g})"
+                )
+        self.momentum, self.on, self.copied = momentum, on, tuple(copied)
         self.twins = nn.ModuleDict()
         self._students: dict[str, nn.Module] = {}
 
     def twin(self, name: str, module: nn.Module) -> nn.Module:
         """Makes the twin of a module under a name; all twins exist before anything is sharded."""
-        twin = copy.deepcopy(module).requires_grad_(False)
+        twin = still(copy.deepcopy(module))
         self.twins[name] = twin
         self._students[name] = module
         return twin
@@ -54,13 +78,27 @@ class EMA(nn.Module):
     def follow(self, progress: float) -> None:
         """One step of every twin towards its student; floating buffers average, others are copied."""
         keep = self.momentum(progress)
+        averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         for name, student in self._students.items():
-            twin = self.twins[name]
-            old: list[Tensor] = list(twin.parameters())
-            new = [p.detach() for p in student.parameters()]
-            torch._foreach_lerp_(old, new, 1.0 - keep)  # pyright: ignore[reportPrivateImportUsage]  # has no public name
-            for mine, theirs in zip(twin.buffers(), student.buffers(), strict=True):
-                if mine.is_floating_point():
-                    mine.lerp_(theirs, 1.0 - keep)
+            theirs = dict((*student.named_parameters(), *student.named_buffers()))
+            for place, mine in (*self.twins[name].named_parameters(), *self.twins[name].named_buffers()):
+                other = theirs[place].detach()
+                if mine.is_floating_point() and not self._copies(f"{name}.{place}"):
+                    averaged[0].append(mine)
+                    averaged[1].append(other)
                 else:
-                    mine.copy_(theirs)
+                    mine.copy_(other)
+        torch._foreach_lerp_(*averaged, 1.0 - keep)  # pyright: ignore[reportPrivateImportUsage]  # has no public name
+
+    def _copies(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.copied)
+
+    @torch.no_grad()
+    def distance(self) -> Tensor:
+        """How far the twins are from their students, over the length of the students' weights."""
+        apart, size = [], []
+        for name, student in self._students.items():
+            old, new = list(self.twins[name].parameters()), [p.detach() for p in student.parameters()]
+            apart += torch._foreach_norm(torch._foreach_sub(old, new))  # pyright: ignore[reportPrivateImportUsage]
+            size += torch._foreach_norm(new)  # pyright: ignore[reportPrivateImportUsage]
+        return torch.stack(apart).norm() / torch.stack(size).norm().clamp(min=1e-12)

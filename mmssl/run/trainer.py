@@ -22,6 +22,7 @@ class Settings:
     accumulate: int
     log_every: int
     checkpoint_every: int
+    chunk: int | None
 
     @property
     def world(self) -> int | None:
@@ -42,6 +43,7 @@ def settings(
     accumulate: int = 1,
     log_every: int = 10,
     checkpoint_every: int = 0,
+    chunk: int | None = None,
 ) -> Settings:
     """How long and on what to train.
 
@@ -56,6 +58,8 @@ def settings(
         accumulate: forward passes per optimizer step; data.batch_size stays the number of samples of a *step*.
         log_every: optimizer steps between rows of metrics.csv.
         checkpoint_every: optimizer steps between checkpoints; 0 for the end of every epoch.
+        chunk: rows that the encoder takes at once, the rest of a rank's share after them, and once more on the way
+            back: a contrastive batch that memory does not bound (gradient caching); null for all at once.
 
     Raises:
         ValueError: when nothing limits the run, or a number is not positive.
@@ -63,12 +67,14 @@ def settings(
     if max_epochs is None and max_steps is None:
         raise ValueError("trainer.max_epochs and trainer.max_steps are both null; one of them has to end the run")
     positive = {"max_epochs": max_epochs, "max_steps": max_steps, "accumulate": accumulate, "log_every": log_every}
+    positive |= {"chunk": chunk}
     for name, value in positive.items():
         if value is not None and value < 1:
             raise ValueError(f"trainer.{name} has to be at least 1 (got {value})")
     return Settings(
-        max_epochs, max_steps, devices, nodes, accelerator, strategy, precision, accumulate, log_every, checkpoint_every
-    )
+        max_epochs, max_steps, devices, nodes, accelerator, strategy, precision, accumulate, log_every,
+        checkpoint_every, chunk,
+    )  # fmt: skip
 
 
 def planned_steps(given: Settings, batches: int) -> int:

@@ -3,7 +3,7 @@ import torch
 
 from mmssl.nn.positions import sincos
 from mmssl.parts.encoders.postnorm import PostNorm
-from mmssl.parts.heads import MLP
+from mmssl.parts.mlp_predictor import MLP
 from mmssl.types import TokenSpec
 from tests.small import tokens
 
@@ -32,7 +32,42 @@ def test_post_norm_layers_written_out():
         if i == 0:
             torch.testing.assert_close(made.taps["block.0"], x, rtol=0, atol=1e-5)
     torch.testing.assert_close(made.x, x, rtol=0, atol=1e-5)
-    assert net.tap_names == ("embed", "block.0", "block.1") and net.dim == 16 and made.prefix is None
+    assert net.tap_names == ("embed", "block.0", "block.1", "ffn.0", "ffn.1")
+    assert net.dim == 16 and made.prefix is None
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_what_the_mlps_add_can_be_asked_for(class_token):
+    """data2vec's targets: the output of a layer is the norm of its MLP's output and the MLP's input."""
+    net, valid = encoder(class_token=class_token), torch.arange(7) < torch.tensor([7, 5]).unsqueeze(1)
+    given, count = embedded(2, 7, valid), int(class_token)
+    taps = ("embed", "ffn.0", "block.0", "ffn.1", "block.1")
+    made, plain = net(given, taps), net(given)
+    torch.testing.assert_close(made.x[valid], plain.x[valid], rtol=0, atol=1e-5)
+    assert set(made.taps) == set(taps) and not plain.taps
+    x = made.taps["embed"]
+    kept = torch.nn.functional.pad(valid, (count, 0), value=True)
+    for i, block in enumerate(net.blocks):
+        read, _ = block.self_attn(x, x, x, key_padding_mask=~kept)
+        y = block.norm1(x + read)
+        mlp = torch.nn.functional.gelu(y @ block.linear1.weight.T + block.linear1.bias) @ block.linear2.weight.T
+        mlp = mlp + block.linear2.bias
+        torch.testing.assert_close(made.taps[f"ffn.{i}"][kept], mlp[kept], rtol=0, atol=1e-5)
+        x = block.norm2(y + mlp)
+        torch.testing.assert_close(made.taps[f"block.{i}"][kept], x[kept], rtol=0, atol=1e-5)
+    torch.testing.assert_close(made.x[valid], x[:, count:][valid], rtol=0, atol=1e-5)
+
+
+def test_a_class_token_stands_in_front_and_any_subset_will_do():
+    net, given = encoder(class_token=True), embedded(2, 7)
+    made = net(given, ("embed",))
+    assert made.prefix.shape == (2, 1, 16) and made.x.shape == (2, 7, 16) and made.taps["embed"].shape == (2, 8, 16)
+    torch.testing.assert_close(made.taps["embed"][:, :1], net.norm(net.prefix).expand(2, -1, -1))  # it has no position
+    some = torch.tensor([[3, 0, 5], [6, 2, 1]])
+    one, two = net(given.take(some)), net(given.take(some.flip(1)))
+    torch.testing.assert_close(one.x, two.x.flip(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(one.prefix, two.prefix, rtol=0, atol=1e-5)
+    assert not torch.isclose(one.prefix, made.prefix, atol=1e-4).all()
 
 
 def test_attention_does_not_read_padding():

@@ -63,18 +63,15 @@ def test_unnormalised_values_are_restored_as_they_are():
     assert part.objective["pixels"].target.restore(None, prediction) is prediction
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_teachers_features_of_the_whole_view(normalize):
+def test_teachers_features_of_the_whole_view():
     part = module(
-        objective={"pixels": pixels(_target_="target/teacher", normalize=normalize) | {"at": "hidden", "predictor": PIXELS["predictor"]}},
+        objective={"pixels": pixels(_target_="target/teacher") | {"at": "hidden", "predictor": PIXELS["predictor"]}},
         teacher=TEACHER,
     )  # fmt: skip
     for parameter in part.teacher.twins["main"].embed.parameters():
         parameter.data.mul_(1.2)
     _, query, target = answered(part)
     x = part.teacher.twins["main"](batch()["x"]).x
-    if normalize:
-        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
     expected = torch.stack([x[i, query.index[i]] for i in range(4)])
     torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-5)
     assert not target.requires_grad
@@ -170,3 +167,37 @@ def module_features(part):
     look = part.begin(batch())["x"]
     look.__dict__["mask"] = Mask(torch.ones(4, 16, dtype=torch.bool), torch.ones(4, 1, 16, dtype=torch.bool))
     return target(look, look.tokens)
+
+
+@pytest.mark.parametrize("how", [None, "layer", "instance"])
+def test_the_mean_of_the_teachers_layers(how):
+    target = {"_target_": "target/teacher", "layers": ["block.0", "block.1"], "layer_norm": how}
+    part = module(objective={"pixels": PIXELS | {"target": target}}, teacher=TEACHER)
+    _, query, found = answered(part)
+    taps = part.teacher.twins["main"](batch()["x"], ("block.0", "block.1")).taps
+    layers = []
+    for tap in taps.values():
+        x = tap[:, 1:].detach()  # the class token stands in front
+        axis = {"layer": -1, "instance": 1}.get(how)
+        if axis is not None:
+            x = (x - x.mean(axis, keepdim=True)) / (x.var(axis, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        layers.append(x)
+    expected = torch.stack([(layers[0] + layers[1])[i, query.index[i]] / 2 for i in range(4)])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_the_encoder_lacks_are_refused():
+    target = {"_target_": "target/teacher", "layers": ["block.9"]}
+    with pytest.raises(ValueError, match=r"reads layers \['block.9'\]"):
+        module(objective={"pixels": PIXELS | {"target": target}})
+
+
+def test_the_initial_network_stays_as_it_was():
+    part = module(objective={"pixels": PIXELS | {"target": {"_target_": "target/initial"}}})
+    _, query, before = answered(part)
+    x = part.networks["main"](batch()["x"]).x.detach()
+    torch.testing.assert_close(before, torch.stack([x[i, query.index[i]] for i in range(4)]), rtol=1e-4, atol=1e-5)
+    for parameter in part.networks.parameters():
+        parameter.data.mul_(2.0)
+    assert torch.equal(answered(part)[2], before)
+    assert not any(p.requires_grad for p in part.objective["pixels"].target.parameters())

@@ -1,0 +1,205 @@
+"""Terms over samples: pairs of looks, and the set of all answers of the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl import ranks
+from mmssl.parts.terms import request
+from mmssl.registry import register
+from mmssl.step import Plan, Step
+
+TOKEN_POOLS = ("mean", "sum", "max", "meanmax", "cls", "token")
+
+
+def check_pool(pool: str) -> None:
+    """Refuses an unknown pool.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if pool not in TOKEN_POOLS:
+        raise ValueError(f"a term's `pool` has to be one of {', '.join(TOKEN_POOLS)} (got {pool!r})")
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """How far apart the answers of this rank's samples are: 0 is collapse, 1 is evenly over the sphere.
+
+    The deviation of each dimension of the normalised answers, over what even ones have.
+    """
+    z = z.detach().float().flatten(0, -2)
+    return F.normalize(z, dim=-1).std(0).mean() * z.shape[-1] ** 0.5 if len(z) > 1 else z.new_tensor(torch.nan)
+
+
+@torch.no_grad()
+def entropies(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Of distributions (..., k): the mean entropy, and the entropy of the mean, both over log k."""
+    p = p.detach().float().flatten(0, -2)
+    scale = torch.tensor(float(p.shape[-1]), device=p.device).log()
+    mean = p.mean(0)
+    return torch.special.entr(p).sum(-1).mean() / scale, torch.special.entr(mean).sum() / scale
+
+
+@register("term/match")
+class Match(nn.Module):
+    """Answers of looks should match targets of looks (BYOL, SimSiam, MoCo v3, DINO, SwAV, BGRL; distillation).
+
+    The target is what the teacher's twin of the head answers, or the student's own answer without gradient where the
+    run has no teacher; or the features of `target`. The mean over pairs of looks and samples of the global batch.
+
+    Args:
+        plan: sizes and twins.
+        loss: (answer, target) to one number per sample.
+        looks: looks that answer.
+        targets: looks that are the target; null for the same.
+        pairs: which looks go with which targets: `cross` (all but themselves), `same` or `all`.
+        head: name of the head of both; null for features as they are.
+        predictor: a head of the answers alone, called as (width); null for none.
+        target: what gives features to match in place of the teacher, for instance `target/frozen`; null for none.
+        normalize: applied to targets, called as (width); null for none.
+        pool: how tokens become answers: mean, max, cls, ...; `token` for one answer per token.
+        weight: factor of this term in the objective.
+
+    Raises:
+        ValueError: for an unknown look, pool or word, looks without a partner, or widths that differ.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        looks: Sequence[str] = ("a", "b"),
+        targets: Sequence[str] | None = None,
+        pairs: str = "cross",
+        head: str | None = None,
+        predictor: Callable[[int], nn.Module] | None = None,
+        target: Callable[..., nn.Module] | None = None,
+        normalize: Callable[[int], nn.Module] | None = None,
+        pool: str = "mean",
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_pool(pool)
+        self.loss, self.head, self.pool, self.weight = loss, head, pool, weight
+        self.looks, self.targets = list(looks), list(looks if targets is None else targets)
+        if pairs not in ("cross", "same", "all"):
+            raise ValueError(f"a term's `pairs` has to be cross, same or all (got {pairs!r})")
+        keep: dict[str, Callable[[str, str], bool]] = {
+            "cross": lambda q, v: q != v, "same": lambda q, v: q == v, "all": lambda q, v: True,
+        }  # fmt: skip
+        self.pairs = [(q, v) for v in self.looks for q in self.targets if keep[pairs](q, v)]
+        if not self.pairs:
+            raise ValueError(f"pairs={pairs} leaves no pair of looks {self.looks} and targets {self.targets}")
+        widths = {plan.answer(name, head, "seen", pool) for name in self.looks}
+        if target is None:
+            self.target, goals = None, {plan.answer(name, head, "taught", pool) for name in self.targets}
+        else:
+            self.target = target(plan, self.targets[0])
+            request(plan, self.targets, self.target)
+            goals = {int(self.target.dim) * (2 if pool == "meanmax" else 1)}  # pyright: ignore[reportArgumentType]
+        self.predictor = None if predictor is None else predictor(widths.pop())
+        width = widths.pop() if predictor is None else int(self.predictor.dim)  # pyright: ignore
+        goal = goals.pop()
+        if width != goal or widths or goals:
+            raise ValueError(
+                f"answers are {width} wide and targets {goal}; give the term a predictor that ends in {goal}, such as "
+                f"predictor: {{_target_: head/mlp, dims: [{goal}]}}"
+            )
+        self.normalize = None if normalize is None else normalize(goal)
+        self.signals: dict[str, Tensor] = {}
+
+    def _answers(self, step: Step) -> dict[str, Tensor]:
+        """The answers of every look, (r, o)."""
+        found = {name: step[name].answer(self.head, "seen", self.pool) for name in self.looks}
+        if self.predictor is None:
+            return found
+        return {name: self.predictor(answer) for name, answer in found.items()}
+
+    @torch.no_grad()
+    def _targets(self, step: Step) -> dict[str, Tensor]:
+        """The targets of every look, (b, o), normalised."""
+        if self.target is None:
+            raw = [step[name].answer(self.head, "taught", self.pool) for name in self.targets]
+        else:
+            raw = [self.target.pooled(step[name], self.pool) for name in self.targets]  # pyright: ignore[reportCallIssue]
+        if self.normalize is None:
+            return dict(zip(self.targets, raw, strict=True))
+        normed = self.normalize(raw, step.progress)
+        if self.training and hasattr(self.normalize, "follow"):
+            self.normalize.follow(raw)  # pyright: ignore[reportCallIssue]  # a method of some normalisers
+        if getattr(self.normalize, "probabilities", False):
+            self.signals["entropy"], self.signals["usage"] = entropies(torch.cat(normed))
+        return dict(zip(self.targets, normed, strict=True))
+
+    def forward(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Sum of the loss over samples, the mean over pairs; and the number of samples."""
+        answers, targets = self._answers(step), self._targets(step)
+        total, rows = 0.0, 0
+        for q, v in self.pairs:
+            goal = targets[q]
+            if step[v].row is not None and self.pool != "token":
+                goal = goal[step[v].row]
+            losses = self.loss(answers[v], goal)
+            total, rows = total + losses.sum(), rows + len(losses)
+        assert isinstance(total, Tensor)
+        if "entropy" not in self.signals:  # else answers are logits
+            self.signals["spread"] = torch.stack([spread(answers[name]) for name in self.looks]).mean()
+        chance: Any = getattr(self.loss, "chance", None)
+        if chance is not None:
+            everyone = rows // len(self.pairs) * ranks.world()
+            self.signals["chance"] = total.new_tensor(chance(everyone, answers[self.looks[0]].shape[-1]))
+        return total, total.new_tensor(float(rows))
+
+
+@register("term/set")
+class Set(nn.Module):
+    """A loss over all answers of all looks in the global batch, with gradient everywhere.
+
+    SimCLR, Barlow Twins, VICReg, LeJEPA, DINOv2's KoLeo, GRACE, SCARF.
+
+    Args:
+        plan: sizes and twins.
+        loss: (answers (views, n, d), draws of the step) to a number; n counts the samples of all ranks.
+        looks: looks that answer.
+        head: name of their head; null for features as they are (KoLeo).
+        pool: how tokens become answers: mean, max, cls, ...; `token` for one answer per token.
+        weight: factor of this term in the objective.
+
+    Raises:
+        ValueError: for an unknown look or pool.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        loss: Callable[..., Tensor],
+        looks: Sequence[str] = ("a", "b"),
+        head: str | None = None,
+        pool: str = "mean",
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_pool(pool)
+        self.loss, self.looks, self.head, self.pool, self.weight = loss, list(looks), head, pool, weight
+        for name in self.looks:
+            plan.answer(name, head, "seen", pool)
+        self.signals: dict[str, Tensor] = {}
+
+    def forward(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The loss, and 1: every rank gives the same value of the global batch."""
+        own = [step[name].answer(self.head, "seen", self.pool) for name in self.looks]
+        z = torch.stack([ranks.gather(answer) for answer in own])
+        value = self.loss(z, step.draws.named("set").batch())
+        self.signals["spread"] = spread(z)
+        chance = getattr(self.loss, "chance", None)
+        if chance is not None:
+            self.signals["chance"] = value.new_tensor(chance(*z.shape))
+        return value, value.new_ones(())

@@ -1,0 +1,88 @@
+"""How looks are made, and what terms must know of a model to be built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmssl.draws import Draws
+from mmssl.types import Mask, Tokens, TokenSpec
+
+Masker = Callable[[Tokens, Draws, float, Tensor | None], Mask]
+
+
+@dataclass
+class LookSpec:
+    """How one look at a batch is made.
+
+    Args:
+        name: its key under `looks:`.
+        views: the views it reads; several are joined as tokens of one sequence, with a `stream` id.
+        masker: where to hide; None for a look at the whole.
+        corruptor: how to hide. It declares `on`: `view` (values before the tokenizer), `tokens` (cut but not yet
+            embedded: dropping) or `embedded` (mask tokens).
+        network: which network encodes it.
+        mask: the name of a look whose mask is shared, `~name` for its complement; None for a mask of its own.
+        guide: scores tokens for the masker (a loss predictor, a teacher's attention); None for none.
+        taps: layers that terms ask the encoder for, collected when the run is built.
+        taught_taps: likewise of the teacher.
+        asked: what terms ask of the look: `seen`, `whole`, `taught`. Looks that are asked the same share a call.
+        answers: which answers terms ask for, as (head, `seen` or `taught`, pool).
+    """
+
+    name: str
+    views: tuple[str, ...]
+    masker: Masker | None = None
+    corruptor: Any = None
+    network: str = "main"
+    mask: str | None = None
+    guide: Callable[[Any], Tensor] | None = None
+    taps: set[str] = field(default_factory=set)
+    taught_taps: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+    answers: set[tuple[str, str, str]] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a term must know of the model to be built.
+
+    Args:
+        looks: how each look is made; a term adds the taps it needs.
+        specs: sizes of the tokens of each look.
+        dims: width of the features of each look.
+        taps: names of the layers that the encoder of each look can give.
+        networks: the network of each look.
+        head: the head of a name for features of a width, made when the first term asks; its twin is made with it.
+        taught: whether the run has a teacher.
+    """
+
+    looks: Mapping[str, LookSpec]
+    specs: Mapping[str, TokenSpec]
+    dims: Mapping[str, int]
+    taps: Mapping[str, tuple[str, ...]]
+    networks: Mapping[str, nn.Module]
+    head: Callable[[str, int], nn.Module]
+    taught: bool = False
+
+    def ask(self, look: str, what: str) -> LookSpec:
+        """Says that a term will ask a look for `seen`, `whole` or `taught`.
+
+        Raises:
+            ValueError: where there is no such look.
+        """
+        if look not in self.looks:
+            raise ValueError(f"a term names look {look!r}, but the run has {', '.join(sorted(self.looks))}")
+        self.looks[look].asked.add(what)
+        return self.looks[look]
+
+    def answer(self, look: str, head: str | None, what: str, pool: str) -> int:
+        """Says that a term will ask for `Look.answer(head, what, pool)`; gives its width."""
+        spec, width = self.ask(look, what), self.dims[look] * (2 if pool == "meanmax" else 1)
+        if head is None:
+            return width
+        spec.answers.add((head, what, pool))
+        return int(self.head(head, width).dim)  # pyright: ignore[reportArgumentType]  # heads declare `dim`

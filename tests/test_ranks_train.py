@@ -1,0 +1,177 @@
+"""N ranks train what one rank trains: every loss, normaliser, head and teacher, on different and uneven data.
+
+Five steps of momentum SGD in float64 on 1, 2 and 3 gloo ranks, with a last batch whose shares differ, end in the same
+weights and buffers; and the gradient of the first step in float32 is the same in its norm.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmssl import registry
+from mmssl.types import View
+from tests.gloo import leave
+from tests.small import PIXELS, batch, module
+
+EMA = {"_target_": "teacher/ema", "momentum": {"_target_": "schedule/constant", "value": 0.9}}
+PROJ = {"_target_": "head/mlp", "dims": [24, 8]}
+PLAIN = {"_target_": "head/mlp", "dims": [24, 8], "last_norm": "plain", "bias": False}
+MANY = {"_target_": "head/prototypes", "dims": [16, 8], "count": 12}
+TWO = {"views": {"a": [], "b": []}, "masker": None, "corruptor": None}
+TOKEN = {"_target_": "corruptor/token"}
+
+
+def pair(kind, head=PROJ, **more):
+    """Two looks and a loss over their set."""
+    loss = {"_target_": f"set/{kind}"}
+    return TWO | {"heads": {"proj": head}, "objective": {"set": {"_target_": "term/set", "head": "proj", "loss": loss}}} | more
+
+
+def match(loss, head=PROJ, teacher=EMA, **more):
+    """Two looks, each answering the other's target."""
+    term = {"_target_": "term/match", "head": "proj", "loss": {"_target_": f"loss/{loss}"}} | more
+    return TWO | {"heads": {"proj": head}, "objective": {"match": term}} | ({"teacher": teacher} if teacher else {})
+
+
+def latent(loss="mse", norm=None, **more):
+    """Masked prediction of the teacher's features."""
+    term = PIXELS | {"target": {"_target_": "target/teacher"}, "loss": {"_target_": f"loss/{loss}"}} | more
+    return {"objective": {"latent": term | ({"normalize": {"_target_": f"norm/{norm}"}} if norm else {})}, "teacher": EMA}
+
+
+PREDICTOR = {"predictor": {"_target_": "head/mlp", "dims": [16, 8]}}
+CASES = {
+    "loss/mse": {},
+    "loss/l1": latent("l1", "standard"),
+    "loss/smooth_l1": latent("smooth_l1", "layer"),
+    "loss/cosine": match("cosine", **PREDICTOR),
+    "loss/soft_ce": match("soft_ce", MANY, normalize={"_target_": "norm/center"}),
+    "loss/info_nce": match("info_nce", PLAIN, EMA | {"on": "before"}, **PREDICTOR),
+    "loss/relation": match("relation"),
+    "set/ntxent": pair("ntxent", PROJ | {"joint": True}),
+    "set/barlow": pair("barlow"),
+    "set/vicreg": pair("vicreg", PROJ | {"norm": "layer"}),
+    "set/koleo": pair("koleo"),
+    "set/invariance": pair("invariance", views={"a": [], "b": [], "c": []}),
+    "set/sigreg": pair("sigreg"),
+    "norm/layer": latent(norm="layer"),
+    "norm/standard": latent(norm="standard"),
+    "norm/unit": latent(norm="unit"),
+    "norm/center": latent(
+        "soft_ce", "center", predictor=None, head="proj", look=["a", "b"], reduce="sample"
+    ) | TWO | {"masker": {"_target_": "masker/random", "ratio": 0.5}, "corruptor": TOKEN, "heads": {"proj": MANY}},
+    "norm/sinkhorn": match("soft_ce", MANY, None, normalize={"_target_": "norm/sinkhorn"}),
+    "head/mlp": match("cosine", PLAIN, None, **PREDICTOR),
+    "head/prototypes": match("soft_ce", MANY | {"rows": "reset", "norm": "batch", "joint": True}, normalize={"_target_": "norm/sinkhorn", "each": True}),
+    "teacher/ema": match("mse"),
+}  # fmt: skip
+# their reduction over rows is that of the losses above; they have tests of their own beside their modality
+ELSEWHERE = {"loss/chamfer", "loss/scaled_cosine"}
+KINDS = ("loss", "set", "norm", "head", "teacher")
+SHARES = {1: [(0, 7)], 2: [(0, 5), (5, 2)], 3: [(0, 3), (3, 2), (5, 2)]}
+LAST = {1: [(0, 6)], 2: [(0, 3), (3, 3)], 3: [(0, 3), (3, 1), (4, 2)]}  # the last batch is smaller
+STEPS = 5
+
+
+def test_every_part_that_could_differ_between_ranks_has_a_case():
+    known = {name for name in registry.entries() if name.split("/")[0] in KINDS}
+    missing = known - set(CASES) - ELSEWHERE
+    assert not missing, f"add a case for {sorted(missing)}: ranks have to train what one rank trains"
+    assert set(CASES) <= known
+
+
+class Loss(nn.Module):
+    """DistributedDataParallel calls `forward`."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, given):
+        return self.part.training_step(given)
+
+
+def own(case, world, rank, step, dtype):
+    """A rank's share of the batch of a step; the last batch is smaller."""
+    first, count = (LAST if step == STEPS - 1 else SHARES)[world][rank]
+    names = tuple(case.get("views", {"x": []}))
+    made = batch(count, 10 * step + first, names, epoch=step)
+    return made | {name: View(made[name].data.to(dtype), "image") for name in names}
+
+
+def trained(case, world, rank, dtype):
+    """The gradient of the first step, and the state after five."""
+    torch.manual_seed(0)
+    part = module(data={"batch_size": 7}, **case).to(dtype)
+    part.train()
+    wrapped = Loss(part)
+    run = wrapped if world == 1 else DistributedDataParallel(wrapped, find_unused_parameters=True)
+    optimizer = torch.optim.SGD([p for p in part.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    gradient = {}
+    for step in range(STEPS if dtype == torch.float64 else 1):
+        if part.teacher is not None and part.teacher.on == "before":
+            part.teacher.follow(0.0)
+        optimizer.zero_grad()
+        loss = run(own(case, world, rank, step, dtype))
+        loss.backward()
+        if step == 0:
+            gradient = {name: p.grad.clone() for name, p in part.named_parameters() if p.grad is not None}
+        optimizer.step()
+        if part.teacher is not None and part.teacher.on == "after":
+            part.teacher.follow(0.0)
+    return {"gradient": gradient, "state": part.state_dict(), "loss": part.latest["loss"]}
+
+
+def _rank(rank, folder):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for world in (3, 2):
+        if rank >= world:
+            continue
+        dist.init_process_group("gloo", f"file://{folder}/store{world}", rank=rank, world_size=world)
+        found = {
+            (name, dtype): trained(case, world, rank, dtype)
+            for name, case in CASES.items() for dtype in (torch.float64, torch.float32)
+        }  # fmt: skip
+        torch.save(found, f"{folder}/world{world}.rank{rank}")
+        dist.barrier()
+        dist.destroy_process_group()
+    leave(folder, rank, 3)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What every rank found, by number of ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with pytest.MonkeyPatch.context() as patch:  # the server imports once, and three ranks are forked from it
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        multiprocessing.set_forkserver_preload(["tests.small"])
+        mp.start_processes(_rank, (str(folder),), nprocs=3, start_method="forkserver")
+    return {world: [torch.load(folder / f"world{world}.rank{rank}") for rank in range(world)] for world in (2, 3)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_train_what_one_rank_trains(ranks, name):
+    case = CASES[name]
+    alone, single = trained(case, 1, 0, torch.float64), trained(case, 1, 0, torch.float32)
+    start = module(data={"batch_size": 7}, **case).double().state_dict()
+    moved = {k for k, v in alone["state"].items() if v.is_floating_point() and (v - start[k]).abs().max() > 1e-4}
+    assert moved, "nothing was trained"
+    for world in (2, 3):
+        total = sum(float(found[name, torch.float64]["loss"]) for found in ranks[world])
+        assert total == pytest.approx(float(alone["loss"]), rel=1e-9)
+        for found in ranks[world]:
+            for key, value in alone["state"].items():
+                torch.testing.assert_close(found[name, torch.float64]["state"][key], value, rtol=1e-9, atol=1e-9, msg=key)
+            mine, other = (torch.cat([g.flatten() for g in x["gradient"].values()]) for x in (single, found[name, torch.float32]))
+            assert float((mine - other).norm() / mine.norm()) < 1e-5
