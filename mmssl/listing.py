@@ -8,7 +8,7 @@ from mmssl.config.compose import ConfigError
 from mmssl.config.files import describe, options, recipe_file, recipes
 from mmssl.registry import entries, entry, names, suggest
 
-_GROUPS = ("modality", "encoder", "data", "optim", "trainer", "logger")
+_GROUPS = ("modality", "encoder", "views", "data", "optim", "trainer", "logger")
 
 
 def listing(what: str) -> tuple[dict[str, Any], str]:

@@ -138,7 +138,7 @@ class SSLModule(lightning.LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert not isinstance(optimizer, list)
         self.lr = self.optim.set(optimizer, self.progress)
-        if self.teacher is not None and self.teacher.on == "before" and self._led != self.global_step:
+        if self.teacher is not None and self.teacher.when == "before" and self._led != self.global_step:
             self._led = self.global_step  # once per optimizer step, also while gradients accumulate
             self.teacher.follow(self.progress)
 
@@ -146,7 +146,7 @@ class SSLModule(lightning.LightningModule):
         """Steps; a teacher that follows after the step does so before any callback looks."""
         progress = self.progress
         super().optimizer_step(*args, **kwargs)
-        if self.teacher is not None and self.teacher.on == "after":
+        if self.teacher is not None and self.teacher.when == "after":
             self.teacher.follow(progress)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,14 +69,22 @@ class Plan:
     head: Callable[[str, int], nn.Module]
     taught: bool = False
 
-    def ask(self, look: str, what: str) -> LookSpec:
-        """Says that a term will ask a look for `seen`, `whole` or `taught`.
+    def named(self, patterns: Sequence[str]) -> list[str]:
+        """The looks that names or patterns such as `s*` stand for.
 
         Raises:
-            ValueError: where there is no such look.
+            ValueError: where one stands for none.
         """
-        if look not in self.looks:
-            raise ValueError(f"a term names look {look!r}, but the run has {', '.join(sorted(self.looks))}")
+        found: list[str] = []
+        for pattern in patterns:
+            matched = [name for name in self.looks if fnmatch.fnmatchcase(name, pattern)]
+            if not matched:
+                raise ValueError(f"a term names look {pattern!r}, but the run has {', '.join(sorted(self.looks))}")
+            found += [name for name in matched if name not in found]
+        return found
+
+    def ask(self, look: str, what: str) -> LookSpec:
+        """Says that a term will ask a look for `seen`, `whole` or `taught`."""
         self.looks[look].asked.add(what)
         return self.looks[look]
 

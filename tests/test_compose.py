@@ -12,7 +12,9 @@ from mmssl.registry import UnknownName
 
 PAPER = ["data=folder", "data.root=FOLDER"]
 PRESET = dict(
-    entry.split("=") for entry in yaml.safe_load((CONF / "modality" / "image.yaml").read_text())["sample_preset"]
+    entry.split("=", 1)
+    for entry in yaml.safe_load((CONF / "modality" / "image.yaml").read_text())["sample_preset"]
+    if ": " not in entry
 )
 
 
@@ -63,7 +65,7 @@ def test_paper_sizes_without_preset_and_small_sizes_with():
     found = flat(small)
     for key, value in PRESET.items():
         key = key.replace("*", "pixels")
-        if "network" not in key:
+        if key in flat(paper) or key.startswith("optim"):  # else there is no argument for it to land on
             assert found[key] == yaml.load(value, Loader=yaml.SafeLoader) or found[key] == float(value), key
     assert found["tokenizer.size"] == found["data.size"] == 32
     for tree in (paper, small):
@@ -239,7 +241,7 @@ def test_slots_are_frozen():
     """A new slot is a decision: change this list with the design, not in passing."""
     assert set(SLOTS) == {
         "meta", "recipe", "modality", "seed", "keep", "data", "views", "view", "sample_preset", "tokenizer", "encoder",
-        "masker", "corruptor", "guide", "looks", "objective", "teacher", "optim", "trainer", "logger", "evaluation",
+        "masker", "corruptor", "guide", "heads", "looks", "objective", "teacher", "optim", "trainer", "logger", "evaluation",
         "init_from", "init_share", "run",
     }  # fmt: skip
 
@@ -284,3 +286,14 @@ def test_another_part_does_not_inherit_what_only_the_old_one_takes():
 def test_mistakes_outside_of_parts_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         composed("image/mae", override)
+
+
+def test_a_preset_may_exchange_one_part_for_another():
+    small, paper = composed("image/simclr"), composed("image/simclr", *PAPER)
+    assert paper["encoder"] == {"_target_": "encoder/timm", "name": "resnet50", "pretrained": False}
+    assert paper["optim"]["_target_"] == "optim/lars"
+    assert small["encoder"]["_target_"] == "encoder/vit" and small["encoder"]["dim"] == int(PRESET["encoder.dim"])
+    assert small["optim"]["_target_"] == "optim/adamw" and "name" not in small["encoder"]
+    said = composed("image/simclr", "encoder._target_=encoder/timm", "encoder.name=resnet18", "optim=sgd")
+    assert said["encoder"]["name"] == "resnet18" and said["optim"]["_target_"] == "optim/sgd"
+    assert composed("image/mae")["encoder"]["_target_"] == "encoder/vit"

@@ -234,19 +234,19 @@ def test_every_step_has_the_rate_of_its_progress():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("on", ["after", "before"])
-def test_the_teacher_follows_once_per_optimizer_step(on, accumulate):
+@pytest.mark.parametrize("when", ["after", "before"])
+def test_the_teacher_follows_once_per_optimizer_step(when, accumulate):
     momentum = {"_target_": "schedule/linear", "first": 0.5, "last": 1.0}
     part = module(
-        teacher={"_target_": "teacher/ema", "momentum": momentum, "on": on}, optim={"_target_": "optim/sgd", "lr": 0.1}
+        teacher={"_target_": "teacher/ema", "momentum": momentum, "when": when}, optim={"_target_": "optim/sgd", "lr": 0.1}
     )
     rows = fit(part, batches(4 * accumulate), 4, accumulate).rows
     twin = rows[0][1]
     for i in range(4 * accumulate):
-        if on == "before" and i % accumulate == 0:  # with the student that this step begins with
+        if when == "before" and i % accumulate == 0:  # with the student that this step begins with
             keep = 0.5 + 0.5 * (i // accumulate) / 4
             twin = keep * twin + (1 - keep) * rows[i][0]
-        if on == "after" and (i + 1) % accumulate == 0:  # with the student that this step ended with
+        if when == "after" and (i + 1) % accumulate == 0:  # with the student that this step ended with
             keep = 0.5 + 0.5 * (i // accumulate) / 4  # the schedule counts from 0, as in I-JEPA and DINO
             twin = keep * twin + (1 - keep) * rows[i + 1][0]
         torch.testing.assert_close(rows[i + 1][1], twin, rtol=1e-5, atol=1e-7, msg=f"batch {i}")

@@ -56,7 +56,7 @@ CASES = {
     "loss/smooth_l1": latent("smooth_l1", "layer"),
     "loss/cosine": match("cosine", **PREDICTOR),
     "loss/soft_ce": match("soft_ce", MANY, normalize={"_target_": "norm/center"}),
-    "loss/info_nce": match("info_nce", PLAIN, EMA | {"on": "before"}, **PREDICTOR),
+    "loss/info_nce": match("info_nce", PLAIN, EMA | {"when": "before"}, **PREDICTOR),
     "loss/relation": match("relation"),
     "set/ntxent": pair("ntxent", PROJ | {"joint": True}),
     "set/barlow": pair("barlow"),
@@ -119,7 +119,7 @@ def trained(case, world, rank, dtype):
     optimizer = torch.optim.SGD([p for p in part.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
     gradient = {}
     for step in range(STEPS if dtype == torch.float64 else 1):
-        if part.teacher is not None and part.teacher.on == "before":
+        if part.teacher is not None and part.teacher.when == "before":
             part.teacher.follow(0.0)
         optimizer.zero_grad()
         loss = run(own(case, world, rank, step, dtype))
@@ -127,7 +127,7 @@ def trained(case, world, rank, dtype):
         if step == 0:
             gradient = {name: p.grad.clone() for name, p in part.named_parameters() if p.grad is not None}
         optimizer.step()
-        if part.teacher is not None and part.teacher.on == "after":
+        if part.teacher is not None and part.teacher.when == "after":
             part.teacher.follow(0.0)
     return {"gradient": gradient, "state": part.state_dict(), "loss": part.latest["loss"]}
 

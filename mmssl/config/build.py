@@ -76,13 +76,15 @@ def _without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def looks(tree: Mapping[str, Any], main: Network) -> dict[str, LookSpec]:
-    """The looks of a run: those under `looks:`, or one per view with the run's masker and corruptor.
+    """The looks of a run: those under `looks:`, and one with the run's masker and corruptor for every other view.
 
     Raises:
         ConfigError: when masker, corruptor and encoder do not go together, or a name is unknown.
     """
     check_looks(tree)
-    named = tree.get("looks") or {view: {} for view in tree["views"]}
+    named = dict(tree.get("looks") or {})
+    read = {view for name, said in named.items() for view in (said or {}).get("views", [name])}
+    named |= {view: {} for view in tree["views"] if view not in read}
     found = {}
     for name, said in named.items():
         said = said or {}

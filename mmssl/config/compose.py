@@ -148,12 +148,33 @@ def compose(recipe: str | None, given: list[str]) -> dict[str, Any]:
     if not any(o.startswith("recipe=") for o in overrides):
         raise ConfigError("no recipe is named; the first word has to be one, for instance `mmssl pretrain image/mae`")
     first = _compose(overrides)
-    preset = _applicable(first, first["data"].pop("preset", None) or [], overrides)
+    given_preset = first["data"].get("preset") or []
+    switched = _exchanged(first, given_preset, overrides)
+    if switched:
+        first = _compose([overrides[0], *switched, *overrides[1:]])
+        _switch_parts(first, switched)
+    preset = switched + _applicable(first, [entry for entry in given_preset if ": " not in entry], overrides)
     tree = _compose([overrides[0], *preset, *overrides[1:]]) if preset else first
     tree["data"].pop("preset", None)
-    _switch_parts(tree, overrides)
+    _switch_parts(tree, switched + overrides)
     tree["recipe"] = next(o for o in overrides if o.startswith("recipe=")).partition("=")[2]
     return tree
+
+
+def _exchanged(tree: dict[str, Any], preset: list[str], overrides: list[str]) -> list[str]:
+    """A preset's entries of the form `encoder/timm: encoder/vit`: another part where a slot holds this one.
+
+    They let a small data set train with a small encoder what its paper trains with a large one of another kind.
+    """
+    said = {o.partition("=")[0].lstrip("+~") for o in overrides}
+    pairs = [entry.split(": ") for entry in preset if ": " in entry]
+    found = []
+    for old, new in pairs:
+        slot = old.partition("/")[0]
+        node = tree.get(slot)
+        if isinstance(node, dict) and node.get("_target_") == old and not said & {slot, f"{slot}._target_"}:
+            found.append(_normal(f"{slot}._target_={new}"))
+    return found
 
 
 def _switch_parts(tree: dict[str, Any], overrides: list[str]) -> None:
@@ -223,7 +244,9 @@ def _has_argument(tree: dict[str, Any], path: str) -> bool:
     if not isinstance(node, dict):
         return False
     target = node.get("_target_")
-    return target is None or last in node or last in registry.entry(target).arguments
+    if target is None or last in node:
+        return True
+    return target in registry.entries() and last in registry.entry(target).arguments
 
 
 def origins(recipe: str | None, given: list[str]) -> dict[str, str]:

@@ -14,13 +14,13 @@ PACKAGE = Path(__file__).parent.parent
 # In a wheel both folders lie inside the package, in a checkout beside it.
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
-GROUPS = ("modality", "encoder", "data", "optim", "trainer", "logger")
+GROUPS = ("modality", "encoder", "views", "data", "optim", "trainer", "logger")
 
 # The slots of a run. Growing this list is a decision: a test freezes it.
 SLOTS = (
     "meta", "recipe", "modality", "seed", "keep", "data", "views", "view", "sample_preset", "tokenizer", "encoder",
-    "masker", "corruptor", "guide", "looks", "objective", "teacher", "optim", "trainer", "logger", "evaluation",
-    "init_from", "init_share", "run",
+    "masker", "corruptor", "guide", "heads", "looks", "objective", "teacher", "optim", "trainer", "logger",
+    "evaluation", "init_from", "init_share", "run",
 )  # fmt: skip
 
 

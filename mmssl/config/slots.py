@@ -37,7 +37,7 @@ def check_slots(tree: Mapping[str, Any]) -> None:
         raise ConfigError(f"evaluation.pool: there is no pool {pool!r}{suggest(str(pool), POOLS)}")
     for name, head in (tree.get("heads") or {}).items():
         if not (isinstance(head, dict) and str(head.get("_target_", "")).startswith("head/")):
-            raise ConfigError(f"heads.{name} has to be a part such as {{_target_: head/mlp, dims: [128]}} (got {head!r})")
+            raise ConfigError(f"heads.{name} has to be a head: {{_target_: head/mlp, dims: [128]}} (got {head!r})")
     check_looks(tree)
 
 

@@ -44,6 +44,7 @@ class Data(lightning.LightningDataModule):
         workers: worker processes of a loader; `auto` is 0 for data in memory on at most two cores, else one less than
             there are cores, at most 8.
         size: input size, for views and facts; what it measures is the modality's matter.
+        small: size of small crops, for views of methods with several sizes (DINO).
         channels: what samples are converted to; null keeps what the data have, and all must have the same.
         bad_share: share of unreadable samples that is skipped in silence; more is an error.
         memory_mb: data sets whose decoded samples have one shape and need at most so many MiB are decoded once and kept
@@ -64,6 +65,7 @@ class Data(lightning.LightningDataModule):
         drop_last: bool = True,
         workers: int | str = "auto",
         size: int | None = None,
+        small: int | None = None,
         channels: int | None = None,
         bad_share: float = 0.01,
         memory_mb: int = 1024,
@@ -83,7 +85,7 @@ class Data(lightning.LightningDataModule):
         self.repeats, self.full, self._said = repeats, batch_size == "full", batch_size
         self.drop_last = drop_last
         self.views, self.view = {name: list(ops) for name, ops in views.items()}, list(view)
-        self.workers, self.size, self.channels = workers, size, channels
+        self.workers, self.size, self.small, self.channels = workers, size, small, channels
         self.memory_mb, self.root = memory_mb, root
         self._skipped = Skipped(bad_share)
         self._kept: dict[str, Dataset] = {}

@@ -56,7 +56,7 @@ class Match(nn.Module):
     Args:
         plan: sizes and twins.
         loss: (answer, target) to one number per sample.
-        looks: looks that answer.
+        looks: looks that answer, by name or pattern (`s*`).
         targets: looks that are the target; null for the same.
         pairs: which looks go with which targets: `cross` (all but themselves), `same` or `all`.
         head: name of the head of both; null for features as they are.
@@ -88,7 +88,7 @@ class Match(nn.Module):
         super().__init__()
         check_pool(pool)
         self.loss, self.head, self.pool, self.weight = loss, head, pool, weight
-        self.looks, self.targets = list(looks), list(looks if targets is None else targets)
+        self.looks, self.targets = plan.named(looks), plan.named(looks if targets is None else targets)
         if pairs not in ("cross", "same", "all"):
             raise ValueError(f"a term's `pairs` has to be cross, same or all (got {pairs!r})")
         keep: dict[str, Callable[[str, str], bool]] = {
@@ -188,7 +188,7 @@ class Set(nn.Module):
     ) -> None:
         super().__init__()
         check_pool(pool)
-        self.loss, self.looks, self.head, self.pool, self.weight = loss, list(looks), head, pool, weight
+        self.loss, self.looks, self.head, self.pool, self.weight = loss, plan.named(looks), head, pool, weight
         for name in self.looks:
             plan.answer(name, head, "seen", pool)
         self.signals: dict[str, Tensor] = {}

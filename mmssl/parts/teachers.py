@@ -31,7 +31,7 @@ class EMA(nn.Module):
 
     Args:
         momentum: share of the old twin kept at each optimizer step, a schedule over progress.
-        on: when twins follow: `after` the optimizer step (I-JEPA, DINO) or `before` the forward pass (MoCo v3).
+        when: when twins follow: `after` the optimizer step (I-JEPA, DINO) or `before` the forward pass (MoCo v3).
         copied: patterns of names, such as `*.embed.*`, whose twins are copies and no averages (Point-JEPA: only the
             transformer has a teacher).
 
@@ -40,18 +40,18 @@ class EMA(nn.Module):
     """
 
     def __init__(
-        self, *, momentum: Callable[[float], float], on: str = "after", copied: Sequence[str] = ()
+        self, *, momentum: Callable[[float], float], when: str = "after", copied: Sequence[str] = ()
     ) -> None:
         super().__init__()
-        if on not in ("after", "before"):
-            raise ValueError(f"teacher.on has to be 'after' or 'before' (got {on!r})")
+        if when not in ("after", "before"):
+            raise ValueError(f"teacher.when has to be 'after' or 'before' (got {when!r})")
         for progress in (0.0, 1.0):
             if not 0 <= momentum(progress) <= 1:
                 raise ValueError(
                     "teacher.momentum is the share of the old teacher that is kept and has to lie in [0, 1], usually "
                     f"from 0.99 to 1 (got {momentum(progress):g})"
                 )
-        self.momentum, self.on, self.copied = momentum, on, tuple(copied)
+        self.momentum, self.when, self.copied = momentum, when, tuple(copied)
         self.twins = nn.ModuleDict()
         self._students: dict[str, nn.Module] = {}
 

@@ -87,7 +87,7 @@ class Predict(nn.Module):
             raise ValueError(f"a term's `at` has to be 'hidden', 'visible' or 'all', or a list of them (got {at!r})")
         if reduce not in ("token", "sample"):
             raise ValueError(f"a term's `reduce` has to be 'token' or 'sample' (got {reduce!r})")
-        self.looks = [look] if isinstance(look, str) else list(look)
+        self.looks = plan.named([look] if isinstance(look, str) else look)
         for name in self.looks:
             plan.ask(name, "seen")
         first = self.looks[0]

@@ -61,6 +61,7 @@ class Metrics(lightning.Callback):
         self.first: float | None = None
         self.last: float | None = None
         self.history: list[tuple[int, float]] = []
+        self.signals: dict[str, float] = {}
         self.timings: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
         self._count = self._written = self._scored = 0
@@ -106,6 +107,10 @@ class Metrics(lightning.Callback):
         self.first = loss if self.first is None else self.first
         self.last = loss
         self.history.append((step, loss))
+        self.signals = {name: value for name, value in values.items() if "/" in name}
+        # a loss with a chance value is compared with it
+        for name in [key.rpartition("/")[0] for key in self.signals if key.endswith("/chance")]:
+            self.signals[f"{name}/loss"] = values[name]
         done = step - self._written
         timing = {
             "step": step,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,38 @@ class Guard(lightning.Callback):
             "optim.schedule.warmup), 16-bit floats (trainer.precision=bf16-mixed or 32-true), or samples with values "
             "that are not finite."
         )
+
+
+class Watch(lightning.Callback):
+    """Looks at the verdict after every measurement, says when it gets worse, and ends the run where told to.
+
+    Args:
+        online: whose `history` grows with every measurement.
+        health: gives the verdict with `causes` and `remedies`.
+        stop_on: verdicts that end the run.
+    """
+
+    def __init__(self, online: Any, health: Callable[[], Mapping[str, Any]], stop_on: Sequence[str]) -> None:
+        self.online, self.health, self.stop_on = online, health, tuple(stop_on)
+        self.why: str | None = None
+        self._seen, self._said = 0, ""
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks, where something was measured since."""
+        if len(self.online.history) == self._seen:
+            return
+        self._seen = len(self.online.history)
+        found = self.health()
+        word = found["verdict"]
+        if word in ("warning", "collapsed", "diverged") and word != self._said and trainer.is_global_zero:
+            message = f"step {trainer.global_step}: {word}. {found['causes'][0]} {found['remedies'][0]}"
+            print(f"\n{message}", file=sys.stderr)
+        self._said = word
+        if word in self.stop_on:
+            self.why = f"trainer.stop_on: the run is {word}. {found['causes'][0]}"
+            trainer.should_stop = True
 
 
 class Checkpoint(lightning.Callback):

@@ -90,7 +90,9 @@ def rows_seen(watcher: Any) -> float:
     return watcher.history[-1]["n"] if watcher is not None and watcher.history else 0
 
 
-def health(history: list[tuple[int, float]], watcher: Any, module: Any, status: str) -> dict[str, Any]:
+def health(
+    history: list[tuple[int, float]], watcher: Any, module: Any, status: str, signals: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """The `health` block of summary.json: verdict, causes, remedies and the newest monitors."""
     from mmssl.evaluation.health import verdict
 
@@ -100,12 +102,16 @@ def health(history: list[tuple[int, float]], watcher: Any, module: Any, status: 
         rows += watcher.history
         latest = watcher.latest
     rows.sort(key=lambda row: row["step"])
+    said = dict(signals or {})
+    if module.teacher is not None:
+        said["teacher/ema_distance"] = float(module.teacher.distance())
     found = verdict(
-        rows, latest, module.kept.dim, n=int(rows_seen(watcher)) or None, moving_target=module.teacher is not None
-    )
+        rows, latest, module.kept.dim, n=int(rows_seen(watcher)) or None, moving_target=module.teacher is not None,
+        signals=said,
+    )  # fmt: skip
     word = "diverged" if status == "diverged" else found.verdict
     monitors = {key: latest[key] for key in ("rankme", "feature_std", "uniformity") if key in latest}
-    return {"verdict": word, "causes": found.causes, "remedies": found.remedies} | monitors
+    return {"verdict": word, "causes": found.causes, "remedies": found.remedies} | monitors | {"signals": said}
 
 
 def draw(run: Path, tree: dict[str, Any], data: Any, module: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ class Settings:
     log_every: int
     checkpoint_every: int
     chunk: int | None
+    stop_on: Sequence[str]
 
     @property
     def world(self) -> int | None:
@@ -44,6 +46,7 @@ def settings(
     log_every: int = 10,
     checkpoint_every: int = 0,
     chunk: int | None = None,
+    stop_on: Sequence[str] = (),
 ) -> Settings:
     """How long and on what to train.
 
@@ -60,9 +63,10 @@ def settings(
         checkpoint_every: optimizer steps between checkpoints; 0 for the end of every epoch.
         chunk: rows that the encoder takes at once, the rest of a rank's share after them, and once more on the way
             back: a contrastive batch that memory does not bound (gradient caching); null for all at once.
+        stop_on: verdicts that end the run as soon as they are seen, for instance [collapsed].
 
     Raises:
-        ValueError: when nothing limits the run, or a number is not positive.
+        ValueError: when nothing limits the run, a number is not positive, or a verdict is unknown.
     """
     if max_epochs is None and max_steps is None:
         raise ValueError("trainer.max_epochs and trainer.max_steps are both null; one of them has to end the run")
@@ -71,9 +75,11 @@ def settings(
     for name, value in positive.items():
         if value is not None and value < 1:
             raise ValueError(f"trainer.{name} has to be at least 1 (got {value})")
+    if unknown := set(stop_on) - {"warning", "collapsed", "diverged"}:
+        raise ValueError(f"trainer.stop_on: there is no verdict {unknown.pop()!r}; warning, collapsed or diverged")
     return Settings(
         max_epochs, max_steps, devices, nodes, accelerator, strategy, precision, accumulate, log_every,
-        checkpoint_every, chunk,
+        checkpoint_every, chunk, stop_on,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mmssl.config import build
 from mmssl.run import checkpoints, directory, scoring
 from mmssl.run.metrics import Clock, Metrics, Progress
-from mmssl.run.safety import Checkpoint, Diverged, Guard
+from mmssl.run.safety import Checkpoint, Diverged, Guard, Watch
 from mmssl.run.trainer import lightning_trainer, planned_steps
 
 
@@ -97,11 +97,13 @@ class _Recorder:
         self.online = scoring.online(tree, data, module.steps)
         self.metrics = Metrics(run, settings.log_every, module.batch_size, self.online)
         guard = Guard(run)
+        self.watch = Watch(self.online, self.health, settings.stop_on)
         self.callbacks = [
             guard,
             self.metrics,
             Progress(self.metrics, module.batch_size),
             self.online,
+            self.watch,
             Checkpoint(run, guard, settings.checkpoint_every, extra),
             Clock(self.metrics),
         ]
@@ -117,8 +119,8 @@ class _Recorder:
         try:
             with quiet():
                 self.trainer.fit(self.module, datamodule=self.data)
-            if self.trainer.interrupted:
-                return self._finish("stopped")
+            if self.trainer.interrupted or self.watch.why:
+                return self._finish("stopped", why=self.watch.why)
             self.module.to("cpu")
             self.write("running")
             self.scores = scoring.final(self.tree, self.data, self.module)
@@ -150,6 +152,10 @@ class _Recorder:
         report(self.run)
         return Run(self.run, summary)
 
+    def health(self, status: str = "running") -> dict[str, Any]:
+        """The verdict as things stand."""
+        return scoring.health(self.metrics.history, self.online, self.module, status, self.metrics.signals)
+
     def write(self, status: str, why: str | None = None) -> dict[str, Any]:
         """Writes summary.json as things stand."""
         steps = 0 if self.trainer is None else int(self.trainer.global_step)
@@ -165,7 +171,7 @@ class _Recorder:
             "train": {"loss": self.metrics.last, "first_loss": self.metrics.first},
             "throughput": self.metrics.throughput() | {"mfu": None, "peak_mem_mb": peak_memory()},
             "eval": self.scores,
-            "health": scoring.health(self.metrics.history, self.online, self.module, status),
+            "health": self.health(status),
             "skipped": {"count": len(self.data.skipped), "files": list(self.data.skipped)[:1000]},
         }
         if why:

@@ -95,8 +95,8 @@ def test_several_twins_follow_together():
 
 
 def test_when_a_teacher_may_follow():
-    with pytest.raises(ValueError, match=r"teacher\.on has to be 'after' or 'before' \(got 'during'\)"):
-        EMA(momentum=constant, on="during")
+    with pytest.raises(ValueError, match=r"teacher\.when has to be 'after' or 'before' \(got 'during'\)"):
+        EMA(momentum=constant, when="during")
 
 
 def test_a_checkpoint_holds_every_tensor_once():
