@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format smoke reproduce wheel clean
+.PHONY: help setup demo test check format smoke reproduce grid wheel clean
 
 BIN := .venv/bin
 MODERN := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -54,6 +54,10 @@ smoke: setup ## two steps of each recipe through the command line
 
 reproduce: setup ## run the jobs of docs/results that are not done yet; DATA=folder of the sets, JOBS='graph-*'
 	@$(BIN)/python -m benchmarks.reproduce $(or $(DATA),$(error DATA is missing: make reproduce DATA=FOLDER)) $(JOBS)
+
+grid: setup ## six modalities times four families, three seeds, what is missing; DATA=folder of the sets, JOBS='grid-image-*'
+	@$(BIN)/python -m benchmarks.reproduce $(or $(DATA),$(error DATA is missing: make grid DATA=FOLDER)) $(or $(JOBS),'grid-*')
+	@$(BIN)/python -m benchmarks.reproduce --grid
 
 wheel: setup ## build the wheel and the source archive into dist/
 	@rm -rf dist

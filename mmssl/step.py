@@ -74,7 +74,8 @@ class Step:
         if like is None or not network.joins:
             return group
         for name, look in self.looks.items():
-            if look is not first and kind in look.kinds and look.network_of(kind) is network:
+            there = (kind, name) in self._encoded
+            if look is not first and not there and kind in look.kinds and look.network_of(kind) is network:
                 tokens = look.prepared(kind)
                 if signature(tokens) == like:
                     group[name] = tokens

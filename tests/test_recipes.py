@@ -73,3 +73,14 @@ def test_merged_replaces_lists_and_joins_mappings():
 
 def test_recipe_file_finds_shipped_names():
     assert recipe_file("image/mae") == EXPERIMENTS / "image" / "mae.yaml"
+
+
+def test_the_readme_names_every_recipe_under_its_families():
+    text = (EXPERIMENTS.parent / "README.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `") and "/` |" in line]
+    found = {row[0].strip(" `/"): row[1:] for row in rows}
+    for name in recipes():
+        modality, _, method = name.partition("/")
+        families = describe(name)["family"]
+        for family, cell in zip(("mae", "jepa", "contrastive", "distillation"), found[modality], strict=True):
+            assert (f"`{method}`" in cell) == (family in families), (name, family)

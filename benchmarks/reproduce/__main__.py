@@ -1,7 +1,8 @@
 """Runs the jobs whose result file is missing: `python -m benchmarks.reproduce DATA [PATTERN ...]`; `--list` shows them.
 
 A job trains through the public interface, scores by its paper's protocol and writes `docs/results/<job>.json`. One that
-is killed starts anew with the next call; one that is done is never run again. `--table` prints what there is.
+is killed starts anew with the next call; one that is done is never run again. `--table` prints what there is, `--grid` the
+grid of modalities and families.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "docs" / "results"
-MODULES = ("graph", "tabular", "probes")
+MODULES = ("graph", "tabular", "probes", "grid")
 Job = Callable[[Path, Path], dict]
 
 
@@ -85,7 +86,13 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where runs are kept")
     parser.add_argument("--list", action="store_true", help="show the jobs, done ones marked")
     parser.add_argument("--table", action="store_true", help="show the results there are")
+    parser.add_argument("--grid", action="store_true", help="show the grid of modalities and families")
     said = parser.parse_args()
+    if said.grid:
+        from benchmarks.reproduce import grid
+
+        print(grid.table(RESULTS))
+        return 0
     if said.table:
         print(table())
         return 0

@@ -205,7 +205,7 @@ class Cross(nn.Module):
         spec: sizes of the tokens.
         width: the encoder's width.
         out: width of the answer.
-        taps: layers that the encoder can give; all are read.
+        taps: layers that the encoder can give; the embedded input and all blocks are read.
         dim: width of the decoder.
         depth: number of blocks.
         heads: attention heads.
@@ -227,6 +227,8 @@ class Cross(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
+        # the stream between blocks, and not what is inside of them
+        taps = tuple(name for name in taps if name == "embed" or name.startswith("block."))
         self.taps = taps
         self.mix = nn.Linear(len(taps), depth, bias=False)
         self.memory_norms = nn.ModuleList(_norm(width) for _ in range(depth))

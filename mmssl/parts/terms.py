@@ -156,16 +156,16 @@ class Predict(nn.Module):
 
     def _region(self, step: Step, asked: list[tuple[Tokens, Tensor]]) -> tuple[Tensor, Tensor]:
         """Sum and number over all looks."""
-        counted = [_counted(query) for query, _ in asked]
+        kept = [counted(query) for query, _ in asked]
         # behind a head rows are wide: padding is left out before it
-        packed = [flags is not None and self.head is not None for flags in counted]
-        chosen = [flags if compact else None for flags, compact in zip(counted, packed, strict=True)]
+        packed = [flags is not None and self.head is not None for flags in kept]
+        chosen = [flags if compact else None for flags, compact in zip(kept, packed, strict=True)]
         targets = self._targets(step, [query for query, _ in asked], chosen)
         sums, counts = [], []
         for i, (query, prediction) in enumerate(asked):
             if self.head is not None:
                 prediction = step.heads[self.head](prediction if chosen[i] is None else prediction[chosen[i]])
-            flags = counted[i]
+            flags = kept[i]
             mask = step[self.looks[i]].mask if step[self.looks[i]].masked else None
             if mask is not None and mask.elements is not None:
                 found = self._elements(prediction, targets[i], query, flags, mask.elements)
@@ -229,7 +229,7 @@ class Predict(nn.Module):
         return loss.sum() * target.shape[-1], marked.sum().to(loss.dtype)
 
 
-def _counted(query: Tokens) -> Tensor | None:
+def counted(query: Tokens) -> Tensor | None:
     """Which of the tokens asked for are in the loss: neither padding nor naturally missing; None for all."""
     if query.given is None:
         return query.valid

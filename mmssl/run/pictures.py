@@ -45,6 +45,16 @@ def filled(tokens: Tokens, query: Tokens, values: torch.Tensor) -> Tokens:
     return tokens.but(raw=raw)
 
 
+def first_mask(look: Any) -> Tensor:
+    """What the encoder may see of each sample, (b, n); of several masks the first; (n,) of a packed batch."""
+    if look.tokens.packed:
+        return look.mask.visible[0]
+    samples = torch.arange(len(look.tokens.index), device=look.mask.visible.device)
+    if look.row is None:
+        return look.mask.visible
+    return look.mask.visible[(look.row == samples[:, None]).int().argmax(1)]
+
+
 def reconstructions(folder: Path, data: Any, module: Any, count: int = 8) -> None:
     """Original, what the encoder saw and what was predicted, for the first term that predicts raw values."""
     restore = getattr(module.networks["main"].tokenizer, "restore", None)
@@ -60,7 +70,7 @@ def reconstructions(folder: Path, data: Any, module: Any, count: int = 8) -> Non
         rows = 1 if look.tokens.packed else look.tokens.index.shape[0]
         if not look.tokens.packed and query.index.shape[0] != rows:
             continue
-        visible = look.mask.visible[0] if look.tokens.packed else look.mask.visible
+        visible = first_mask(look)
         made = filled(look.tokens, query, term.target.restore(query, prediction.float()))
         columns = [restore(look.tokens, None), restore(look.tokens, visible), restore(made, None)]
         drawn = [[data.adapter.picture(sample) for sample in column[:count]] for column in columns]
@@ -137,7 +147,7 @@ def preview(data: Any, module: Any, out: Path, count: int = 6) -> Path:
         columns.append([adapter.picture(sample) for sample in restore(look.tokens, None)])
         titles.append(f"view {'+'.join(spec.views)}")
         if spec.masker is not None or spec.mask:
-            visible = look.mask.visible[0] if look.tokens.packed else look.mask.visible
+            visible = first_mask(look)
             columns.append([adapter.picture(sample) for sample in restore(look.tokens, visible)])
             titles.append(f"look {name}: {float(look.mask.hidden.float().mean()):.0%} hidden")
     rows = min(map(len, columns))

@@ -103,7 +103,8 @@ def test_vit_prefix(class_token, registers):
 
 def test_vit_taps_are_the_layers():
     encoder = ViT(SPEC, dim=24, depth=3, heads=3).eval()
-    assert encoder.tap_names == tap_names(3) == ("embed", "block.0", "block.1", "block.2")
+    assert tap_names(3) == ("embed", "block.0", "block.1", "block.2")
+    assert encoder.tap_names == (*tap_names(3), "ffn.0", "ffn.1", "ffn.2")
     whole = embedded(24)
     found = encoder(whole, ("embed", "block.0", "block.2"))
     x = torch.cat([encoder.prefix.expand(2, -1, -1), whole.x + encoder.position.table], 1)
@@ -116,6 +117,24 @@ def test_vit_taps_are_the_layers():
     torch.testing.assert_close(torch.cat([found.prefix, found.x], 1), encoder.norm(found.taps["block.2"]))
     bare = ViT(SPEC, dim=24, depth=1, heads=3, final_norm=False)(whole, ("block.0",))
     assert torch.equal(torch.cat([bare.prefix, bare.x], 1), bare.taps["block.0"])
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_vit_gives_what_its_mlps_add_where_it_is_allowed_to(scale):
+    torch.manual_seed(0)
+    encoder = ViT(SPEC, dim=24, depth=2, heads=3, layer_scale=scale).eval()
+    assert encoder.tap_names == ("embed", "block.0", "block.1", "ffn.0", "ffn.1")
+    valid = torch.arange(16) < torch.tensor([16, 9]).unsqueeze(1)
+    whole, mask = embedded(24).but(valid=valid), torch.nn.functional.pad(valid, (1, 0), value=True)[:, None, None]
+    found = encoder(whole, encoder.tap_names)
+    x = found.taps["embed"]
+    for i, block in enumerate(encoder.blocks):
+        middle = x + block.ls1(block.attn(block.norm1(x), attn_mask=mask))
+        added = block.mlp(block.norm2(middle))
+        torch.testing.assert_close(found.taps[f"ffn.{i}"], added)
+        x = middle + added * (1.0 if scale is None else scale)
+        torch.testing.assert_close(found.taps[f"block.{i}"], x)
+    torch.testing.assert_close(found.x, encoder(whole).x)
 
 
 @pytest.mark.parametrize("make", [ViT, BEiT])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -26,19 +27,35 @@ def key_mask(tokens: Tokens, prefix: int) -> Tensor | None:
 def walk(
     blocks: nn.ModuleList, x: Tensor, taps: tuple[str, ...], add: Tensor | None = None, **inputs: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Runs blocks in turn, `add` added before each, and keeps the layers asked for: `embed`, `block.0`, ..."""
+    """Runs blocks in turn, `add` added before each, and keeps the layers asked for: `embed`, `block.0`, `ffn.0`, ..."""
     inputs = {name: value for name, value in inputs.items() if value is not None}
     kept = {"embed": x} if "embed" in taps else {}
     for i, block in enumerate(blocks):
-        x = block(x if add is None else x + add, **inputs)
+        x = x if add is None else x + add
+        if f"ffn.{i}" in taps:
+            x, kept[f"ffn.{i}"] = _open(block, x, inputs)
+        else:
+            x = block(x, **inputs)
         if f"block.{i}" in taps:
             kept[f"block.{i}"] = x
     return x, kept
 
 
+def _open(block: Any, x: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """A pre-norm block of timm step by step: its output, and what its MLP gives before layer-scale and the sum."""
+    x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x), **inputs)))
+    added = block.mlp(block.norm2(x))
+    return x + block.drop_path2(block.ls2(added)), added
+
+
 def tap_names(depth: int) -> tuple[str, ...]:
     """Names of the layers of an encoder of this depth, from the embedded input to the last block."""
     return ("embed", *(f"block.{i}" for i in range(depth)))
+
+
+def ffn_names(depth: int) -> tuple[str, ...]:
+    """Names of what the MLPs give, before the residual sum (data2vec's targets)."""
+    return tuple(f"ffn.{i}" for i in range(depth))
 
 
 @register("encoder/vit")
@@ -94,7 +111,7 @@ class ViT(nn.Module):
         if init not in ("xavier", "trunc_normal", "beit"):
             raise ValueError(f"encoder.init has to be 'xavier', 'trunc_normal' or 'beit' (got {init!r})")
         self.dim, self.depth, self.position_every = dim, depth, position_every
-        self.tap_names = tap_names(depth)
+        self.tap_names = tap_names(depth) + ffn_names(depth)
         self.position = position(spec, dim)
         count = int(class_token) + registers
         self.prefix = nn.Parameter(torch.empty(1, count, dim)) if count else None
