@@ -45,7 +45,7 @@ CELLS: dict[str, dict[str, tuple[str, list[str]]]] = {
         "mae": ("audio/audio_mae", []),
         "jepa": ("audio/a_jepa", []),
         "contrastive": ("audio/simclr", []),
-        "distillation": ("audio/dbot", []),
+        "distillation": ("audio/mask_distill", []),
     },
     "pointcloud": {
         "mae": ("pointcloud/point_mae", []),
@@ -122,7 +122,9 @@ def table(results: Path) -> str:
             files = sorted((results / f"grid-{modality}-{family}" / name).glob("seed*.json"))
             cells[family] = [json.loads(file.read_text()) for file in files]
         every = [one["eval"]["linear"] for cell in cells.values() for one in cell]
-        base = [f"{statistics.mean(one[key] for one in every):.3f}" if every else "" for key in ("random_init", "raw_input")]
+        base = [
+            f"{statistics.mean(one[key] for one in every):.3f}" if every else "" for key in ("random_init", "raw_input")
+        ]
         row = [f"{modality}, {name}", *base, *(_mark(cells[family]) if cells[family] else "" for family in FAMILIES)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)

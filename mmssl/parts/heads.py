@@ -67,6 +67,7 @@ class MLP(nn.Module):
         activation: relu, gelu, prelu or elu, behind every layer but the last.
         bias: whether the linear maps have biases.
         last_bias: the same of the last; null for as the others.
+        first: an activation in front of the first layer, for features that end bare (GraphMAE2's predictor).
         joint: whether batch norms see all looks at once (SimCLR, SwAV) and not each on its own (MoCo v3, BYOL, SimSiam,
             Barlow Twins, VICReg).
 
@@ -84,15 +85,20 @@ class MLP(nn.Module):
         activation: str = "relu",
         bias: bool = True,
         last_bias: bool | None = None,
+        first: str | None = None,
         joint: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.joint = dims[-1] if dims else 0, joint
         self.layers = _layers(width, dims, norm, last_norm, activation, bias, last_bias)
+        if first is not None and first not in _ACTIVATIONS:
+            raise ValueError(f"first has to be one of {', '.join(_ACTIVATIONS)}, or null (got {first!r})")
+        self.first = None if first is None else _ACTIVATIONS[first]()
 
     def forward(self, x: Tensor) -> Tensor:
         """Answers (..., dim) of features (..., width)."""
-        return self.layers(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.dim)
+        rows = x.reshape(-1, x.shape[-1])
+        return self.layers(rows if self.first is None else self.first(rows)).reshape(*x.shape[:-1], self.dim)
 
 
 @register("head/prototypes")

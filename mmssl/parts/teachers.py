@@ -18,6 +18,8 @@ def still(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
+        elif isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
         elif isinstance(part, DropPath):
             part.drop_prob = 0.0
     return module.requires_grad_(False)

@@ -115,6 +115,11 @@ class Predict(nn.Module):
     def query(self, look: Look, at: str) -> tuple[Tokens, Tokens]:
         """The tokens a region asks for, with their clean raw values, and what was seen of their samples, (r k, ...)."""
         index, valid = regions(look, at)
+        if index.shape[-1] == 0 and self.reduce == "token":
+            raise ValueError(
+                f"look {look.spec.name!r}: the masker asks for no token ({at}) in the whole batch, so there is nothing to "
+                "learn; raise masker.ratio or the scale of its blocks, or give samples more tokens"
+            )
         row, seen, k = look.row, look.seen, index.shape[1]
         if k > 1:
             every = torch.arange(index.shape[0], device=index.device).repeat_interleave(k)

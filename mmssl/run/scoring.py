@@ -67,7 +67,7 @@ def score(tree: dict[str, Any], data: Any, network: Any, fresh: Callable[[int], 
         partial(batches, "train"),
         partial(batches, split),
         lambda: (raw_features(data, "train", limit), raw_features(data, split, limit)),
-        {name: p for name, p in build.make(said["protocols"], "evaluation.protocols").items() if p is not None},
+        {name: p for name, p in build.make(said["protocols"] or {}, "evaluation.protocols").items() if p is not None},
         pool_of(tree, data),
     )
 

@@ -83,7 +83,11 @@ def test_a_teacher_that_never_follows():
 
 @pytest.mark.parametrize(
     "signals",
-    [{"t/spread": 0.6, "t/entropy": 0.5, "t/usage": 0.9, "t/chance": 4.0, "t/loss": 2.0}, {"t/spread": float("nan")}, {}],
+    [
+        {"t/spread": 0.6, "t/entropy": 0.5, "t/usage": 0.9, "t/chance": 4.0, "t/loss": 2.0},
+        {"t/spread": float("nan")},
+        {},
+    ],
 )
 def test_nothing_is_said_of_a_run_in_order(signals):
     assert findings(signals) == []

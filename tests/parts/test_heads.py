@@ -30,6 +30,12 @@ def test_biases_may_be_left_out_of_the_last_layer_only():
     assert head.layers[0].bias is not None and head.layers[-1].bias is None
 
 
+def test_an_activation_may_come_first():
+    head = MLP(5, dims=[3], norm=None, first="prelu")
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(head(x), head.layers(torch.where(x > 0, x, 0.25 * x)))
+
+
 def test_tokens_are_rows():
     head = MLP(5, dims=[3], norm=None)
     x = torch.randn(2, 4, 5)
@@ -70,6 +76,7 @@ def test_normed_prototypes_keep_their_length_while_they_train():
         (lambda: MLP(4, dims=[]), "widths of the layers, at least one"),
         (lambda: MLP(4, dims=[3], norm="instance"), "norm has to be batch, plain"),
         (lambda: MLP(4, dims=[3], activation="swish"), "activation has to be one of relu, gelu"),
+        (lambda: MLP(4, dims=[3], first="swish"), "first has to be one of relu, gelu"),
         (lambda: Prototypes(4, count=1), "count is the number of prototypes"),
         (lambda: Prototypes(4, rows="fixed"), "rows has to be normed, reset or free"),
     ],

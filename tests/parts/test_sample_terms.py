@@ -34,7 +34,9 @@ def crops(small=2, count=4):
 
 def encoders(part):
     calls = Counter()
-    nets = {"student": part.networks["main"]} | ({"twin": part.teacher.of(part.networks["main"])} if part.teacher else {})
+    nets = {"student": part.networks["main"]} | (
+        {"twin": part.teacher.of(part.networks["main"])} if part.teacher else {}
+    )
     for name, network in nets.items():
         network.encoder.register_forward_pre_hook(lambda *_, n=name: calls.update([n]))
     return calls
@@ -88,7 +90,9 @@ def test_dino_pairs_every_view_with_the_other_globals(small, terms):
     twin, head = part.teacher.of(part.networks["main"]), part.teacher.of(part.heads["proj"])
     with torch.no_grad():
         t = {q: torch.softmax(head(twin(given[q]).x.mean(1)) / 0.5, -1) for q in "ab"}
-        s = {v: torch.log_softmax(part.heads["proj"](part.networks["main"](given[v]).x.mean(1)) / 0.1, -1) for v in names}
+        s = {
+            v: torch.log_softmax(part.heads["proj"](part.networks["main"](given[v]).x.mean(1)) / 0.1, -1) for v in names
+        }
         expected = sum(-(t[q] * s[v]).sum(1).mean() for v in names for q in "ab" if q != v) / terms
     torch.testing.assert_close(total / rows, expected, rtol=1e-5, atol=1e-6)
     raw = torch.cat([head(twin(given[q]).x.mean(1)) for q in "ab"])
@@ -97,7 +101,9 @@ def test_dino_pairs_every_view_with_the_other_globals(small, terms):
 
 def test_golden_values():
     k = 65536
-    assert float(SoftCrossEntropy()(torch.zeros(2, k), torch.full((2, k), 1 / k))[0]) == pytest.approx(11.0904, abs=1e-4)
+    assert float(SoftCrossEntropy()(torch.zeros(2, k), torch.full((2, k), 1 / k))[0]) == pytest.approx(
+        11.0904, abs=1e-4
+    )
     nce = InfoNCE(temperature=0.2)(torch.ones(4096, 2), torch.ones(4096, 2)).mean()
     assert 2 * 2 * 0.2 * float(nce) == pytest.approx(6.6542, abs=1e-4)  # MoCo v3
     assert InfoNCE().chance(4096, 2) == pytest.approx(math.log(4096))
@@ -115,7 +121,12 @@ def test_info_nce_and_relation_are_plain_softmaxes():
 
 
 def test_a_frozen_network_may_be_the_target():
-    term = MATCH | {"head": None, "pairs": "same", "target": {"_target_": "target/initial"}, "loss": {"_target_": "loss/mse"}}
+    term = MATCH | {
+        "head": None,
+        "pairs": "same",
+        "target": {"_target_": "target/initial"},
+        "loss": {"_target_": "loss/mse"},
+    }
     part = made(match=term, heads={})
     value, _ = part.objective["match"](part.begin(batch(names=("a", "b"))))
     assert float(value.detach()) == pytest.approx(0, abs=1e-9)  # nothing has moved yet
@@ -194,4 +205,6 @@ def test_a_head_that_nobody_names_is_refused():
 def test_chunks_of_a_batch_norm_are_refused():
     norm = {"_target_": "encoder/timm", "name": "resnet10t", "pretrained": False}
     with pytest.raises(ValueError, match="trainer.chunk: an encoder with batch norm"):
-        module(encoder=norm, views={"a": [], "b": []}, heads=PROJ, objective={"set": NTXENT}, trainer={"chunk": 2}, **PLAIN)
+        module(
+            encoder=norm, views={"a": [], "b": []}, heads=PROJ, objective={"set": NTXENT}, trainer={"chunk": 2}, **PLAIN
+        )

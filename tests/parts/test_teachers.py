@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from timm.layers.drop import DropPath
 from torch import nn
 
 from mmssl.parts.schedules import constant, cosine
@@ -118,3 +119,28 @@ def test_the_optimizer_does_not_see_twins():
     assert twins and not twins & trained
     assert trained == {id(p) for p in part.parameters() if p.requires_grad}
     assert part.begin(batch())["x"].taught.x.shape == (4, 16, 32)
+
+
+def test_twins_have_neither_dropout_nor_drop_path():
+    body = nn.ModuleList([nn.Dropout(0.5), DropPath(0.5), nn.MultiheadAttention(4, 2, dropout=0.5)])
+    teacher = EMA(momentum=partial(constant, value=0.5))
+    twin = teacher.twin("main", body)
+    assert (twin[0].p, twin[1].drop_prob, twin[2].dropout) == (0.0, 0.0, 0.0)
+    assert (body[0].p, body[1].drop_prob, body[2].dropout) == (0.5, 0.5, 0.5)
+
+
+def test_some_names_are_copied_and_not_averaged():
+    teacher, student = EMA(momentum=partial(constant, value=0.9), copied=["main.body.0.*"]), Student()
+    twin = teacher.twin("main", student)
+    before = twin.body[1].weight.clone()
+    moved(student, 1)
+    teacher.follow(0.0)
+    assert torch.equal(twin.body[0].weight, student.body[0].weight)
+    torch.testing.assert_close(twin.body[1].weight, 0.9 * before + 0.1 * student.body[1].weight)
+    assert float(teacher.distance()) > 0
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1])
+def test_a_momentum_out_of_range_is_refused(value):
+    with pytest.raises(ValueError, match=r"teacher\.momentum is the share .* has to lie in \[0, 1\]"):
+        EMA(momentum=partial(constant, value=value))

@@ -126,3 +126,11 @@ def test_some_values_of_a_token_alone_are_in_the_loss():
 def test_regions_are_checked(at):
     with pytest.raises(ValueError, match="`at` has to be"):
         module(objective={"pixels": PIXELS | {"at": at}})
+
+
+def test_a_batch_without_a_target_is_refused():
+    part = module()
+    none = torch.zeros(4, 16, dtype=torch.bool)
+    part.looks["x"].masker = lambda *_: Mask(~none, none.unsqueeze(1), None, 16, 0)
+    with pytest.raises(ValueError, match=r"look 'x': the masker asks for no token \(hidden\) in the whole batch"):
+        part.training_step(batch())

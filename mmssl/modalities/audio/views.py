@@ -6,9 +6,13 @@ mean the same at any rate.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from mmssl.draws import Draws
+from mmssl.modalities.audio.filters import WINDOW_MS
 from mmssl.modalities.audio.waves import Erased, Wave, as_float, resample
 from mmssl.registry import register
 
@@ -76,6 +80,70 @@ class Gain:
         """Returns the recording in float32, not clipped."""
         data = as_float(sample.data)
         return sample._replace(data=(data - data.mean()) * self.factor(draws))
+
+
+@register("view/loudness")
+class Loudness:
+    """Makes a recording louder or softer by a random number of decibels (A-JEPA: 6 up or down).
+
+    Args:
+        decibels: the change lies in [-decibels, decibels], drawn uniformly.
+    """
+
+    def __init__(self, *, decibels: float = 6.0) -> None:
+        if decibels < 0:
+            raise ValueError(f"view/loudness: decibels has to be at least 0 (got {decibels:g})")
+        self.decibels = decibels
+
+    def __call__(self, sample: Wave, draws: Draws) -> Wave:
+        """Returns the recording in float32, not clipped."""
+        change = float(draws.named("loudness").uniform(1, low=-self.decibels, high=self.decibels))
+        return sample._replace(data=as_float(sample.data) * 10 ** (change / 20))
+
+
+@register("view/part")
+class Part:
+    """A random part of a recording, of a random share of its length.
+
+    Args:
+        share: smallest and largest share, drawn uniformly; at least one sample stays.
+    """
+
+    def __init__(self, *, share: Sequence[float] = (0.5, 1.0)) -> None:
+        low, high = share
+        if not 0.0 < low <= high <= 1.0:
+            raise ValueError(f"view/part: share has to be two ascending shares in (0, 1] (got {[low, high]})")
+        self.share = (low, high)
+
+    def __call__(self, sample: Wave, draws: Draws) -> Wave:
+        """Returns the part, (c, m)."""
+        size, place = draws.named("part").uniform(2)[0].tolist()
+        n, (low, high) = sample.data.shape[1], self.share
+        length = min(n, max(1, round(n * (low + (high - low) * size))))
+        start = int(place * (n - length + 1))
+        return sample._replace(data=sample.data[:, start : start + length])
+
+
+@register("view/cycle")
+class Cycle:
+    """As much of a recording as fills a spectrogram, from a random place on; it starts again where it ends (A-JEPA).
+
+    Args:
+        frames: frames of the spectrogram, as in its tokenizer.
+        shift_ms: from frame to frame, in milliseconds, likewise.
+    """
+
+    def __init__(self, *, frames: int = 1024, shift_ms: float = 10.0) -> None:
+        if frames < 1 or shift_ms <= 0:
+            raise ValueError(f"view/cycle: frames and shift_ms have to be positive (got {frames}, {shift_ms:g})")
+        self.seconds = ((frames - 1) * shift_ms + WINDOW_MS) / 1000
+
+    def __call__(self, sample: Wave, draws: Draws) -> Wave:
+        """Returns a recording of exactly so many samples."""
+        n, length = sample.data.shape[1], math.ceil(self.seconds * sample.rate)
+        # a longer recording is cut, so that its end does not meet its beginning without need
+        start = int(float(draws.named("cycle").uniform(1)) * (n if n < length else n - length + 1))
+        return sample._replace(data=sample.data[:, (start + torch.arange(length)) % n])
 
 
 @register("view/roll")

@@ -17,23 +17,33 @@ class Replace(nn.Module):
     """Puts one learned vector, or another node's features, in place of the features of hidden nodes (GraphMAE).
 
     Hidden nodes with a `Mask.source` take the features of that node, all others the learned vector, which starts at
-    zero.
+    zero (GraphMAE) or is Xavier-normal (GraphMAE2).
 
     Args:
         spec: sizes of the tokens.
         accepts: what the encoder accepts: `graph`.
         dim: the encoder's width.
+        init: how the learned vector begins: `zero` or `xavier`.
         shown_only: whether the encoder may leave hidden nodes out of its last layer, for predictors that mask them once
-            more anyway (`predictor/graph`); a saving, not another result.
+            more anyway (`predictor/graph`); a saving, not another result. Not where a term asks for the features of
+            hidden nodes themselves, or the predictor masks others (`predictor.remask`).
+
+    Raises:
+        ValueError: for another word than `zero` or `xavier`.
     """
 
     on = "tokens"
     needs = ("graph",)
 
-    def __init__(self, spec: TokenSpec, accepts: str, dim: int, *, shown_only: bool = False) -> None:
+    def __init__(
+        self, spec: TokenSpec, accepts: str, dim: int, *, init: str = "zero", shown_only: bool = False
+    ) -> None:
         super().__init__()
+        if init not in ("zero", "xavier"):
+            raise ValueError(f"corruptor.init has to be 'zero' or 'xavier' (got {init!r})")
         self.shown_only = shown_only
-        self.mask_token = nn.Parameter(torch.zeros(spec.raw))
+        token = torch.zeros(1, spec.raw)
+        self.mask_token = nn.Parameter((nn.init.xavier_normal_(token) if init == "xavier" else token)[0])
 
     def forward(self, tokens: Tokens, mask: Mask, draws: Draws) -> Tokens:
         """The same nodes and edges, with other features."""
@@ -52,7 +62,9 @@ class Replace(nn.Module):
         features = None
         if tokens.features is not None and ranks.world() == 1:
             features = tokens.features.pick(torch.where(learned, -1, rows))
-        return tokens.but(raw=raw, features=features, token=self.mask_token, replaced=replaced, wanted=wanted)
+        return tokens.but(
+            raw=raw, features=features, token=self.mask_token, replaced=replaced, wanted=wanted, draws=draws
+        )  # fmt: skip
 
 
 @register("corruptor/drop_edges")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,42 +31,45 @@ class Stack(nn.Module):
 
     Args:
         layers: see `layers.py`.
-        widths: features that each layer reads.
-        dim: features that each gives.
+        widths: features that each layer reads, and those that the last one gives.
         dropout: share of each layer's input that is dropped in training.
         norm_name: norm behind each layer.
         residual: whether a layer's input is added to its output, by a Linear where widths differ.
         activation_name: activation behind each layer.
+        momentum: of a batch norm's running statistics.
     """
 
     def __init__(
         self,
         layers: Sequence[nn.Module],
         widths: Sequence[int],
-        dim: int,
         dropout: float,
         norm_name: str | None,
         residual: bool,
         activation_name: str,
+        momentum: float = 0.1,
     ) -> None:
         super().__init__()
         check_dropout("encoder.dropout", dropout)
-        self.layers, self.dropout = nn.ModuleList(layers), dropout
-        self.norms = nn.ModuleList(norm(norm_name, dim) for _ in layers)
+        # a module, though its share is all that is used, so that a teacher's twin can do without
+        self.layers, self.dropout = nn.ModuleList(layers), nn.Dropout(dropout)
+        self.norms = nn.ModuleList(norm(norm_name, width, momentum) for width in widths[1:])
         self.activations = nn.ModuleList(activation(activation_name) for _ in layers)
         self.shortcuts = nn.ModuleList(
-            nn.Identity() if width == dim else nn.Linear(width, dim, bias=False) for width in widths if residual
+            nn.Identity() if width == out else nn.Linear(width, out, bias=False)
+            for width, out in pairwise(widths)
+            if residual
         )
 
     def forward(self, tokens: Tokens, taps: tuple[str, ...]) -> Tokens:
-        """Tokens with `x` (n, dim) and the taps `block.0`, `block.1`, ... that are asked for.
+        """Tokens with `x` (n, d) and the taps `block.0`, `block.1`, ... that are asked for.
 
         Where tokens say which nodes are `wanted` the last layer may leave the others at zero.
         """
         edges, h, kept = links(tokens), None, dict[str, Tensor]()
         for i, layer in enumerate(self.layers):
             if h is not None and f"block.{i}" not in taps and (some := self._wanted(tokens, i)) is not None:
-                h = drop(h, self.dropout, self.training)
+                h = drop(h, self.dropout.p, self.training)
                 out = layer.at(h, h[some], edges.part(some))  # pyright: ignore[reportCallIssue]
                 out = prelu(self.activations[i], self.norms[i](out))
                 h = out.new_zeros(len(h), out.shape[1]).index_copy(0, some, out)
@@ -74,13 +78,13 @@ class Stack(nn.Module):
             matrix: Any = layer.matrix
             added = None
             if h is None and isinstance(shortcut, nn.Linear):  # one product for both: they see the same dropout
-                both = project(tokens, torch.cat([matrix, shortcut.weight]), self.dropout, self.training)
+                both = project(tokens, torch.cat([matrix, shortcut.weight]), self.dropout.p, self.training)
                 z, added = both.split([len(matrix), len(shortcut.weight)], 1)
             elif h is None:
-                z = project(tokens, matrix, self.dropout, self.training)
+                z = project(tokens, matrix, self.dropout.p, self.training)
                 added = None if shortcut is None else tokens.raw
             else:
-                h = drop(h, self.dropout, self.training)
+                h = drop(h, self.dropout.p, self.training)
                 z, added = nn.functional.linear(h, matrix), None if shortcut is None else shortcut(h)
             out = layer(z.contiguous(), edges)
             h = prelu(self.activations[i], self.norms[i](out if added is None else out + added))
@@ -147,9 +151,9 @@ class GAT(nn.Module):
             raise ValueError(f"encoder.heads={heads} does not divide encoder.dim={dim}; choose a divisor of {dim}")
         check_dropout("encoder.attention_dropout", attention_dropout)
         self.dim, self.tap_names = dim, tap_names(depth)
-        widths = [spec.raw] + [dim] * (depth - 1)
-        layers = [Attention(width, dim, heads, attention_dropout, slope) for width in widths]
-        self.stack = Stack(layers, widths, dim, dropout, norm, residual, activation)
+        widths = [spec.raw] + [dim] * depth
+        layers = [Attention(width, dim, heads, attention_dropout, slope) for width in widths[:-1]]
+        self.stack = Stack(layers, widths, dropout, norm, residual, activation)
 
     def forward(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
         """Packed tokens with `x` (n, dim) and the taps asked for."""
@@ -162,12 +166,18 @@ class GCN(nn.Module):
 
     Args:
         spec: sizes of the tokens.
-        dim: width of every layer.
+        dim: width of the last layer.
         depth: number of layers.
+        expansion: width of all layers but the last over the width of the last; 2 in GRACE and BGRL.
         dropout: share of each layer's input that is dropped in training.
         norm: behind each layer: `batch`, `layer` or null for none.
+        norm_momentum: share of the last batch in the running statistics of a batch norm; 0.99 in BGRL, so that
+            evaluation sees almost the statistics of the last batch alone.
         residual: whether a layer's input is added to its output.
         activation: behind each layer: `prelu`, `relu`, `elu`, `gelu` or `none`.
+
+    Raises:
+        ValueError: for an unknown norm or activation, or an expansion that leaves no layer any width.
     """
 
     accepts = "graph"
@@ -178,16 +188,20 @@ class GCN(nn.Module):
         *,
         dim: int = 512,
         depth: int = 2,
+        expansion: float = 1.0,
         dropout: float = 0.2,
         norm: str | None = None,
+        norm_momentum: float = 0.1,
         residual: bool = False,
         activation: str = "prelu",
     ) -> None:
         super().__init__()
+        if expansion * dim < 1:
+            raise ValueError(f"encoder.expansion={expansion:g} leaves inner layers no width at encoder.dim={dim}")
         self.dim, self.tap_names = dim, tap_names(depth)
-        widths = [spec.raw] + [dim] * (depth - 1)
-        layers = [Convolution(width, dim) for width in widths]
-        self.stack = Stack(layers, widths, dim, dropout, norm, residual, activation)
+        widths = [spec.raw] + [int(expansion * dim)] * (depth - 1) + [dim]
+        layers = [Convolution(width, out) for width, out in pairwise(widths)]
+        self.stack = Stack(layers, widths, dropout, norm, residual, activation, norm_momentum)
 
     def forward(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
         """Packed tokens with `x` (n, dim) and the taps asked for."""
@@ -223,9 +237,9 @@ class GIN(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.tap_names = dim, tap_names(depth)
-        widths = [spec.raw] + [dim] * (depth - 1)
-        layers = [Isomorphism(width, dim, dim, norm, activation) for width in widths]
-        self.stack = Stack(layers, widths, dim, dropout, norm, residual, activation)
+        widths = [spec.raw] + [dim] * depth
+        layers = [Isomorphism(width, dim, dim, norm, activation) for width in widths[:-1]]
+        self.stack = Stack(layers, widths, dropout, norm, residual, activation)
 
     def forward(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
         """Packed tokens with `x` (n, dim) and the taps asked for."""

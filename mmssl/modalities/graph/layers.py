@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from mmssl.modalities.graph.quick import drop, prelu, thin
 from mmssl.modalities.graph.sparse import Adjacency, propagate, softmax
+from mmssl.nn.norm import BatchNorm
 from mmssl.registry import suggest
 
 _ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "none": nn.Identity}
 _SPARSE = 8  # how much longer a multiplication takes in a sparse product than in a dense one
-_NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+_NORMS = {"batch": BatchNorm, "layer": nn.LayerNorm}
 
 
 def activation(name: str) -> nn.Module:
@@ -33,8 +34,13 @@ def activation(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
-def norm(name: str | None, dim: int) -> nn.Module:
+def norm(name: str | None, dim: int, momentum: float = 0.1) -> nn.Module:
     """The norm of this name over `dim` features: `batch`, `layer`, or None for none.
+
+    Args:
+        name: the norm.
+        dim: number of features.
+        momentum: share of the last batch in the running statistics of `batch`.
 
     Raises:
         ValueError: for an unknown name.
@@ -43,7 +49,7 @@ def norm(name: str | None, dim: int) -> nn.Module:
         return nn.Identity()
     if name not in _NORMS:
         raise ValueError(f"norm={name!r} is unknown{suggest(name, _NORMS)}")
-    return _NORMS[name](dim)
+    return BatchNorm(dim, momentum=momentum) if name == "batch" else _NORMS[name](dim)
 
 
 class Attention(nn.Module):
@@ -67,7 +73,7 @@ class Attention(nn.Module):
         for weight in (conv.lin.weight, conv.att_src, conv.att_dst):
             nn.init.xavier_normal_(weight, gain=math.sqrt(2.0))
         nn.init.zeros_(conv.bias)
-        self.conv, self.heads, self.dropout = conv, heads, dropout
+        self.conv, self.heads, self.dropout = conv, heads, nn.Dropout(dropout)
 
     @property
     def matrix(self) -> Tensor:
@@ -104,7 +110,7 @@ class Attention(nn.Module):
     def _weights(self, source: Tensor, target: Tensor, links: Adjacency) -> Tensor:
         logits = source.index_select(0, links.col) + target.index_select(0, links.row)
         alpha = softmax(F.leaky_relu(logits, self.conv.negative_slope), links)
-        return drop(alpha, self.dropout, self.training)
+        return drop(alpha, self.dropout.p, self.training)
 
     def _sum(self, alpha: Tensor, z: Tensor, links: Adjacency) -> Tensor:
         if self.heads == 1:

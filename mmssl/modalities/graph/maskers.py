@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,12 @@ from mmssl import ranks
 from mmssl.draws import Draws
 from mmssl.registry import register
 from mmssl.types import Mask, Tokens
+
+_NO_TOKENS = (
+    "masker._target_=masker/edges hides edges, but a term asks for hidden or visible tokens, which are nodes; set "
+    "masker._target_=masker/nodes (with corruptor/replace), or the term's at=all to ask for every node of a graph that "
+    "has lost edges"
+)
 
 
 def check_share(key: str, share: float) -> None:
@@ -103,11 +110,34 @@ class Nodes:
         return torch.where(left, own, source).unsqueeze(0)
 
 
+class EdgeMask(Mask):
+    """A mask over edges: its flags belong to `tokens.edges`, and it has no places of tokens."""
+
+    @cached_property
+    def visible_index(self) -> tuple[Tensor, Tensor | None]:
+        """Refuses: what is visible are edges.
+
+        Raises:
+            ValueError: always, with the masker to use.
+        """
+        raise ValueError(_NO_TOKENS)
+
+    @cached_property
+    def target_index(self) -> tuple[Tensor, Tensor | None]:
+        """Refuses: what is asked for are edges.
+
+        Raises:
+            ValueError: always, with the masker to use.
+        """
+        raise ValueError(_NO_TOKENS)
+
+
 @register("masker/edges")
 class Edges:
     """Hides a share of the edges of each graph (MaskGAE, Li et al. 2023); the mask's places are those of the edges.
 
-    What the mask says belongs to `tokens.edges` in their order: `visible` (1, e), `targets` (1, 1, e). Self loops are
+    What the mask says belongs to `tokens.edges` in their order: `visible` (1, e), `targets` (1, 1, e); a term that asks
+    it for nodes is refused. Self loops are
     always visible and never asked for. Which edges are hidden is a function of the graph and its draws alone, whatever
     else is in the batch. Goes with `corruptor/drop_edges`.
 
@@ -135,7 +165,7 @@ class Edges:
         hidden = torch.zeros(edges.shape[1], dtype=torch.bool, device=edges.device)
         if len(owner):
             hidden[apart] = self._chosen(owner, draws)[unit]
-        return Mask(~hidden.unsqueeze(0), hidden.view(1, 1, -1))
+        return EdgeMask(~hidden.unsqueeze(0), hidden.view(1, 1, -1))
 
     def _units(self, edges: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """What is hidden as one: the unit of each edge, and the graph of each unit, ascending."""
@@ -162,3 +192,65 @@ class Edges:
         chosen = torch.empty_like(luck, dtype=torch.bool)
         chosen[order] = place < (self.ratio * count.double()).long()[owner]
         return chosen
+
+
+@register("masker/neighbourhoods")
+class Neighbourhoods:
+    """Hides balls of nodes around random centres of each graph: blocks, as those of I-JEPA are on a grid.
+
+    The nodes of a graph are centres in a random order. A ball is all that lies within `radius` steps of its centre,
+    whichever way edges lead, and is not in a ball before; balls are taken until int(ratio * nodes) are hidden. Of the
+    last ball the nodes next to its centre are taken first. What is hidden is a function of the graph and its draws
+    alone, whatever else is in the batch.
+
+    Args:
+        ratio: share of the nodes of each graph that are hidden, in [0, 1).
+        radius: steps from the centre to the rim of a ball; 0 hides single nodes.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1), or a negative radius.
+    """
+
+    def __init__(self, *, ratio: float = 0.4, radius: int = 2) -> None:
+        check_share("masker.ratio", ratio)
+        if radius < 0:
+            raise ValueError(f"masker.radius is a number of steps along edges, from 0 on (got {radius})")
+        self.ratio, self.radius = ratio, radius
+
+    def __call__(self, tokens: Tokens, draws: Draws, progress: float, score: Tensor | None) -> Mask:
+        """Masks a packed batch as one row."""
+        sample, index = tokens.sample, tokens.index
+        assert sample is not None and tokens.edges is not None, "masker/neighbourhoods hides nodes of packed graphs"
+        longest = int(index.max()) + 1 if len(index) else 0
+        centre, steps = self._balls(_ranked([spread(draws.named("centres"), sample, index, longest)]), tokens.edges)
+        luck = spread(draws.named("rim"), sample, index, longest)
+        count = torch.bincount(sample, minlength=len(draws.keys))
+        place = _ranked([luck, steps, centre, sample]) - (torch.cumsum(count, 0) - count)[sample]
+        # a table, not arithmetic on the device: a graph hides as many as int(ratio * nodes) says
+        table = torch.tensor([int(self.ratio * n) for n in range(longest + 1)], device=sample.device)
+        hidden = place < table[count[sample]]
+        return Mask(~hidden.unsqueeze(0), hidden.view(1, 1, -1))
+
+    def _balls(self, first: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each node the foremost centre within reach, and how many steps away that lies.
+
+        The foremost centre within d steps of a node is the foremost within d - 1 steps of it or its neighbours; the
+        step at which it is first heard of is its distance.
+        """
+        source, target = torch.cat([edges, edges.flip(0)], 1)
+        centre, steps = first, torch.zeros_like(first)
+        for step in range(1, self.radius + 1):
+            heard = centre.scatter_reduce(0, target, centre[source], "amin")
+            steps = torch.where(heard < centre, step, steps)
+            centre = heard
+        return centre, steps
+
+
+def _ranked(keys: Sequence[Tensor]) -> Tensor:
+    """The rank of each element, (n,): by the last of the keys, then by the one before it."""
+    order = torch.argsort(keys[0], stable=True)
+    for key in keys[1:]:
+        order = order[torch.argsort(key[order], stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    return rank

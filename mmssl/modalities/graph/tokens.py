@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmssl.draws import Draws
 from mmssl.modalities.graph.quick import drop, kept
 from mmssl.modalities.graph.sparse import Adjacency, SparseRows, propagate
 from mmssl.types import Tokens
@@ -23,6 +24,7 @@ class GraphTokens(Tokens):
         token: the learned vector that stands in the rows of `raw` at `replaced`, (v,).
         replaced: nodes whose features are the learned vector, (k,) int64; None where there is none.
         wanted: nodes whose features an encoder has to give, (w,) int64 ascending; others may be zeros. None for all.
+        draws: random numbers of the samples, for predictors that mask nodes once more; None outside of training steps.
     """
 
     links: Adjacency | None = None
@@ -30,10 +32,11 @@ class GraphTokens(Tokens):
     token: Tensor | None = None
     replaced: Tensor | None = None
     wanted: Tensor | None = None
+    draws: Draws | None = None
 
     def take(self, index: Tensor, row: Tensor | None = None, valid: Tensor | None = None) -> Tokens:
         """The tokens at flat places, without edges; see `Tokens.take`."""
-        bare = self.but(links=None, features=None, token=None, replaced=None, wanted=None)
+        bare = self.but(links=None, features=None, token=None, replaced=None, wanted=None, draws=None)
         return Tokens.take(bare, index, row, valid)
 
 

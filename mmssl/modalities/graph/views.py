@@ -1,7 +1,8 @@
-"""View operations of graphs: the neighbourhoods of seed nodes."""
+"""View operations of graphs: the neighbourhoods of seed nodes, and augmentations."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from mmssl.draws import Draws
 from mmssl.modalities.graph.large import Large, Seed
+from mmssl.modalities.graph.maskers import check_share
 from mmssl.registry import register
 
 
@@ -88,3 +90,90 @@ def sample_sources(graph: Large, nodes: np.ndarray, fanout: int, draws: Draws) -
             chosen[:, i] = np.where((chosen == drawn[:, None]).any(1), last, drawn)
         places.append((graph.pointers[nodes[many]][:, None] + chosen).ravel())
     return np.asarray(graph.sources[np.concatenate(places)]).astype(np.int64)
+
+
+@register("view/drop_edges")
+class DropEdges:
+    """Leaves each edge out with a probability of its own draw (GRACE, Zhu et al. 2020; BGRL, Thakoor et al. 2022).
+
+    Self loops among the edges are edges like any other; those that the tokenizer adds come afterwards and all stay.
+
+    Args:
+        ratio: probability that an edge is left out, in [0, 1).
+        symmetric: whether both directions of an edge fare alike; the published codes draw for each direction.
+
+    Raises:
+        ValueError: for a ratio outside [0, 1).
+    """
+
+    def __init__(self, *, ratio: float, symmetric: bool = False) -> None:
+        check_share("view/drop_edges: ratio", ratio)
+        self.ratio, self.symmetric = ratio, symmetric
+
+    def __call__(self, sample: Any, draws: Draws) -> Any:
+        """The graph with the edges that are left, a new `Data`."""
+        if isinstance(sample, Seed):  # joining samples says what is missing: view/neighbours
+            return sample
+        edges, unit = sample.edge_index, None
+        if self.symmetric:
+            pairs = edges.amin(0) * int(sample.num_nodes) + edges.amax(0)
+            unit = torch.unique(pairs, return_inverse=True)[1]
+        count = edges.shape[1] if unit is None else int(unit.max()) + 1 if len(unit) else 0
+        kept = _luck(draws, "edges", count) >= self.ratio
+        kept = (kept if unit is None else kept[unit]).nonzero().squeeze(1)
+        made = copy.copy(sample)
+        made.edge_index = edges[:, kept]
+        if sample.get("edge_attr") is not None:
+            made.edge_attr = sample.edge_attr[kept]
+        return made
+
+
+@register("view/drop_columns")
+class DropColumns:
+    """Sets whole columns of the nodes' features to zero, the same in all nodes of a graph (GRACE, BGRL).
+
+    Args:
+        ratio: probability of each column, in [0, 1).
+
+    Raises:
+        ValueError: for a ratio outside [0, 1), or graphs without features.
+    """
+
+    def __init__(self, *, ratio: float) -> None:
+        check_share("view/drop_columns: ratio", ratio)
+        self.ratio = ratio
+
+    def __call__(self, sample: Any, draws: Draws) -> Any:
+        """The graph with other features, a new `Data`."""
+        if isinstance(sample, Seed):
+            return sample
+        if sample.get("x") is None:
+            raise ValueError(
+                "view/drop_columns: the graphs have no node features, and the degrees that stand for them are counted "
+                "later; take view/drop_columns out of `views`, and drop edges only"
+            )
+        made = copy.copy(sample)
+        made.x = sample.x * (_luck(draws, "columns", sample.x.shape[1]) >= self.ratio)
+        return made
+
+
+@register("view/normalize_features")
+class NormalizeFeatures:
+    """Divides the features of each node by their sum (of absolute values); nothing is drawn.
+
+    For methods that drop columns of features that were normalised before, as GRACE and BGRL do. `tokenizer.normalize`
+    does the same to what all views have made.
+    """
+
+    def __call__(self, sample: Any, draws: Draws) -> Any:
+        """The graph with other features, a new `Data`; graphs without features pass."""
+        if isinstance(sample, Seed) or sample.get("x") is None:
+            return sample
+        made, x = copy.copy(sample), sample.x.float()
+        made.x = x / x.abs().sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        return made
+
+
+def _luck(draws: Draws, name: str, count: int) -> torch.Tensor:
+    """Uniform numbers of one sample, (count,): drawn for it alone, because every graph needs another count."""
+    return Draws(draws.keys).named(name).uniform(count)[0]

@@ -103,6 +103,33 @@ def nearest(query: Tensor, points: Tensor, k: int) -> Tensor:
     return found
 
 
+@torch.no_grad()
+def nearest_walk(points: Tensor) -> Tensor:
+    """A greedy walk through all points (Point-JEPA's sequencer): neighbours in it are near one another in space.
+
+    It starts at the point whose coordinates have the smallest sum, and goes on to the nearest point that is not yet
+    visited. One loop over the points for all clouds together. Of equals the first is taken.
+
+    Args:
+        points: (b, n, p).
+
+    Returns:
+        Places in the order of the walk, (b, n) int64.
+    """
+    b, n, _ = points.shape
+    points = _wide(points)
+    distance = squared_distances(points, points)
+    visited = torch.zeros(b, n, dtype=torch.bool, device=points.device)
+    walk = torch.empty(b, n, dtype=torch.int64, device=points.device)
+    here = points.sum(-1).argmin(1, keepdim=True)
+    for step in range(n):
+        walk[:, step : step + 1] = here
+        visited.scatter_(1, here, True)
+        away = distance.gather(1, here.unsqueeze(-1).expand(-1, -1, n)).squeeze(1)
+        here = away.masked_fill(visited, torch.inf).argmin(1, keepdim=True)
+    return walk
+
+
 def _smallest(values: Tensor, k: int, fold: int = 4) -> Tensor:
     """Places of the k smallest values of each row, ascending, (..., k).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmssl.nn.norm import BatchNorm
 from mmssl.types import Tokens
 
 
@@ -12,8 +13,8 @@ class MiniPointNet(nn.Module):
     """A small PointNet over each group of points (Point-BERT, Yu et al. 2022; Point-MAE, Pang et al. 2022).
 
     Every point goes through two linear maps, the group's maximum is put in front of each point's features, two more
-    linear maps and a maximum follow. Batch norms take their statistics over all points of all groups, hidden ones
-    included; `whole` says so.
+    linear maps and a maximum follow. Batch norms take their statistics over all points of all groups of all ranks,
+    hidden groups included; `whole` says so.
 
     Args:
         size: points of a group.
@@ -26,9 +27,9 @@ class MiniPointNet(nn.Module):
     def __init__(self, size: int, dim: int, hidden: int = 128) -> None:
         super().__init__()
         self.size = size
-        self.first = nn.ModuleList([nn.Linear(3, hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, 2 * hidden)])
+        self.first = nn.ModuleList([nn.Linear(3, hidden), BatchNorm(hidden), nn.Linear(hidden, 2 * hidden)])
         wide = 4 * hidden
-        self.second = nn.ModuleList([nn.Linear(wide, wide), nn.BatchNorm1d(wide), nn.Linear(wide, dim)])
+        self.second = nn.ModuleList([nn.Linear(wide, wide), BatchNorm(wide), nn.Linear(wide, dim)])
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 nn.init.trunc_normal_(part.weight, std=0.02)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.modalities.pointcloud.geometry import farthest_points, nearest, pick
+from mmssl.modalities.pointcloud.geometry import farthest_points, nearest, nearest_walk, pick
 from mmssl.modalities.pointcloud.mesh import Shown
 from mmssl.modalities.pointcloud.pointnet import MiniPointNet
 from mmssl.registry import register
@@ -25,22 +25,28 @@ class PointTokenizer(nn.Module):
 
     Args:
         facts: the data's facts; none is needed.
-        groups: groups of a cloud, which are its tokens, in the order the centres were chosen.
+        groups: groups of a cloud, which are its tokens.
         size: points of a group, the centre included.
         hidden: first width of the PointNet that embeds a group, see `MiniPointNet`.
+        order: of the groups: `chosen`, as farthest-point sampling chose the centres, or `walk`, a greedy walk from each
+            centre to the nearest that is left, so that groups in a row are neighbours (Point-JEPA).
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: for numbers below 1, or another word.
     """
 
-    def __init__(self, facts: Mapping[str, Any], *, groups: int = 64, size: int = 32, hidden: int = 128) -> None:
+    def __init__(
+        self, facts: Mapping[str, Any], *, groups: int = 64, size: int = 32, hidden: int = 128, order: str = "chosen"
+    ) -> None:
         super().__init__()
+        if order not in ("chosen", "walk"):
+            raise ValueError(f"tokenizer.order has to be 'chosen' or 'walk' (got {order!r})")
         if min(groups, size, hidden) < 1:
             raise ValueError(
                 "tokenizer.groups, tokenizer.size and tokenizer.hidden have to be at least 1 "
                 f"(got {groups}, {size} and {hidden})"
             )
-        self.groups, self.size, self.hidden = groups, size, hidden
+        self.groups, self.size, self.hidden, self.order = groups, size, hidden, order
         self.spec = TokenSpec(3 * size, 3, channels=3, count=groups)
 
     def embedding(self, dim: int) -> MiniPointNet:
@@ -67,6 +73,8 @@ class PointTokenizer(nn.Module):
                 f"tokenizer.size={self.size}: both have to be at most {n}. Raise data.size, or lower the two"
             )
         centres = pick(points, farthest_points(points, self.groups))
+        if self.order == "walk":
+            centres = pick(centres, nearest_walk(centres))
         members = pick(points, nearest(centres, points, self.size))
         index = torch.arange(self.groups, device=points.device).expand(b, -1)
         raw = (members - centres.unsqueeze(2)).flatten(2)

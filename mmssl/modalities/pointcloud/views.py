@@ -13,7 +13,7 @@ from mmssl.draws import Draws
 from mmssl.modalities.pointcloud.mesh import Mesh, surface_points
 from mmssl.registry import register
 
-_AXES = {"x": 0, "y": 1, "z": 2}
+_AXES = {"x": 0, "y": 1, "z": 2, "any": -1}
 
 
 @register("view/sample_points")
@@ -25,25 +25,32 @@ class SamplePoints:
 
     Args:
         count: how many points.
+        short: what becomes of clouds of fewer points: `skip`, they are bad samples: replaced, counted and listed; or
+            `repeat`, all their points come, and random ones again and again.
 
     Raises:
-        ValueError: for a count below 1.
+        ValueError: for a count below 1, or another word.
     """
 
-    def __init__(self, *, count: int) -> None:
+    def __init__(self, *, count: int, short: str = "skip") -> None:
         if count < 1:
             raise ValueError(f"view/sample_points: count has to be at least 1 (got {count})")
-        self.count = count
+        if short not in ("skip", "repeat"):
+            raise ValueError(f"view/sample_points: short has to be 'skip' or 'repeat' (got {short!r})")
+        self.count, self.short = count, short
 
     def __call__(self, sample: Tensor | Mesh, draws: Draws) -> Tensor:
-        """Returns (count, 3); a cloud of fewer points is a bad sample: skipped, counted and listed."""
+        """Returns (count, 3)."""
         draws = draws.named("sample_points")
         if isinstance(sample, Mesh):
             return surface_points(sample, draws, self.count)
+        if len(sample) < self.count and self.short == "repeat" and len(sample):
+            more = Draws(draws.named("again").keys).integers(0, len(sample), self.count - len(sample))[0]
+            sample = torch.cat([sample, sample[more]])
         if len(sample) < self.count:
             raise BadSample(
                 f"a cloud has {len(sample)} points, and view/sample_points wants {self.count}; set data.size to the "
-                "size of the smallest cloud, or remove it"
+                "size of the smallest cloud, remove it, or say short=repeat"
             )
         # numbers for this sample alone: clouds of a batch may differ in size
         return sample[Draws(draws.keys).order(len(sample))[0, : self.count]]
@@ -93,24 +100,88 @@ class Rotate:
     """A rotation about one axis through the origin by a random angle.
 
     Args:
-        axis: x, y or z; y points upwards in ShapeNet and in the sample, z in ModelNet40.
+        axis: x, y or z; y points upwards in ShapeNet and in the sample, z in ModelNet40. `any` draws one, uniform over
+            all directions.
         degrees: the angle lies in [-degrees, degrees].
     """
 
     def __init__(self, *, axis: str = "y", degrees: float = 180.0) -> None:
         if axis not in _AXES:
-            raise ValueError(f"view/rotate: axis has to be x, y or z (got {axis!r})")
+            raise ValueError(f"view/rotate: axis has to be x, y, z or any (got {axis!r})")
         self.axis, self.degrees = _AXES[axis], degrees
 
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
         """Returns (n, 3)."""
         limit = math.radians(self.degrees)
         angle = float(draws.named("rotate").uniform(1, low=-limit, high=limit))
+        if self.axis < 0:
+            return self._about(sample, draws.named("axis").normal(3)[0], angle)
         first, second = (self.axis + 1) % 3, (self.axis + 2) % 3
         turned = sample.clone()
         turned[:, first] = math.cos(angle) * sample[:, first] - math.sin(angle) * sample[:, second]
         turned[:, second] = math.sin(angle) * sample[:, first] + math.cos(angle) * sample[:, second]
         return turned
+
+    @staticmethod
+    def _about(sample: Tensor, axis: Tensor, angle: float) -> Tensor:
+        """Rodrigues' rotation of points about a direction."""
+        axis = (axis / axis.norm().clamp(min=1e-12)).to(sample.dtype).expand_as(sample)
+        along = axis * (sample * axis).sum(-1, keepdim=True) * (1 - math.cos(angle))
+        return sample * math.cos(angle) + torch.linalg.cross(axis, sample) * math.sin(angle) + along
+
+
+@register("view/crop_cloud")
+class CropCloud:
+    """The part of a cloud around a random one of its points: so many points nearest to it.
+
+    Fewer points come out than went in; put view/sample_points behind.
+
+    Args:
+        share: smallest and largest share of the points that stay, drawn uniformly; at least one point stays.
+    """
+
+    def __init__(self, *, share: Sequence[float] = (0.5, 1.0)) -> None:
+        low, high = share
+        if not 0.0 < low <= high <= 1.0:
+            raise ValueError(f"view/crop_cloud: share has to be two ascending shares in (0, 1] (got {[low, high]})")
+        self.share = (low, high)
+
+    def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
+        """Returns (m, 3), in the order of the cloud."""
+        low, high = self.share
+        size, middle = draws.named("crop_cloud").uniform(2)[0].tolist()
+        count = max(1, round(len(sample) * (low + (high - low) * size)))
+        distance = (sample - sample[int(middle * len(sample))]).square().sum(-1)
+        return sample[torch.argsort(distance, stable=True)[:count].sort().values]
+
+
+@register("view/drop_points")
+class DropPoints:
+    """A random share of the points goes; random ones that stay take their places (after PointNet++'s point dropout).
+
+    PointNet++ puts the first point into all of these places, which would leave neighbours of that point only it.
+
+    Args:
+        most: the largest share; the share is drawn uniformly in [0, most]. At least one point stays.
+    """
+
+    def __init__(self, *, most: float = 0.875) -> None:
+        if not 0.0 <= most < 1.0:
+            raise ValueError(f"view/drop_points: most is a share and has to be in [0, 1) (got {most:g})")
+        self.most = most
+
+    def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
+        """Returns (n, 3)."""
+        draws = draws.named("drop_points")
+        n = len(sample)
+        share = self.most * float(draws.named("share").uniform(1))
+        kept = min(n, max(1, n - int(n * share)))
+        # numbers for this sample alone: clouds of a batch may differ in size
+        order = Draws(draws.named("order").keys).order(n)[0]
+        again = Draws(draws.named("again").keys).integers(0, kept, n)[0]
+        source = torch.arange(n)
+        source[order[kept:]] = order[again[kept:]]
+        return sample[source]
 
 
 @register("view/jitter")

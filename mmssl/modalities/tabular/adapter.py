@@ -85,16 +85,26 @@ class Tabular:
 
     def collate(self, samples: Sequence[Row]) -> Cells:
         """Joins rows to a batch: one look-up in the encoded table."""
-        table = samples[0].table
-        if any(row.table is not table for row in samples):
-            parts = [self.encoded(row.table) for row in samples]
-            values = np.stack([part[0][row.number] for part, row in zip(parts, samples, strict=True)])
-            given = np.stack([part[1][row.number] for part, row in zip(parts, samples, strict=True)])
-        else:
-            index = np.fromiter((row.number for row in samples), np.int64, len(samples))
-            values, given = (array[index] for array in self.encoded(table))
+        alike = all(row.table is samples[0].table for row in samples)
+        parts = [self._looked_up(rows) for rows in ([samples] if alike else [[row] for row in samples])]
+        values, given = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         # decided here, where it costs nothing, so that no part has to ask the device
         return Cells(torch.from_numpy(values), None if given.all() else torch.from_numpy(given))
+
+    def _looked_up(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+        """The encoded cells of rows of one table."""
+        table = rows[0].table
+        number = np.fromiter((row.number for row in rows), np.int64, len(rows))
+        values, given = self.encoded(table)
+        if all(row.donors is None for row in rows):
+            return values[number], given[number]
+        place = {column.name: i for i, column in enumerate(table.columns)}
+        # a column that this table does not have is missing in every row
+        taken = np.array([place.get(name, -1) for name in self.encoding.names])
+        whole = np.broadcast_to(number[:, None], (len(rows), len(place)))
+        cells = np.stack([own if row.donors is None else row.donors for own, row in zip(whole, rows, strict=True)])
+        index = np.where(taken < 0, number[:, None], cells[:, taken])
+        return values[index, np.arange(len(taken))], given[index, np.arange(len(taken))]
 
     def baseline(self, sample: Row) -> Tensor:
         """The raw-input baseline: standardised numbers and one-hot categories, (d,) float32.

@@ -35,7 +35,7 @@ def draw(row: Row) -> np.ndarray:
         if table.hidden is not None and table.hidden[row.number, place]:
             pen.rectangle((right, y + 2, right + _VALUE, y + _LINE - 2), fill=_GREY)
             continue
-        value = table.values[row.number, place]
+        value = row.value(place)
         missing = bool(np.isnan(value))
         write(right, y, "missing" if missing else text_of(column, value), _VALUE, _GREY if missing else _INK)
     if rest:

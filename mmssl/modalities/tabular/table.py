@@ -59,10 +59,16 @@ class Row(NamedTuple):
     Args:
         table: the whole table.
         number: which row.
+        donors: for a row that was put together from several, the row each cell is taken from, (columns,) int64.
     """
 
     table: Table
     number: int
+    donors: np.ndarray | None = None
+
+    def value(self, place: int) -> float:
+        """The cell of one of the table's columns."""
+        return float(self.table.values[self.number if self.donors is None else self.donors[place], place])
 
 
 def make(

@@ -29,18 +29,26 @@ class TableTokenizer(nn.Module):
         embedding: `shared`, one linear map of the value for all columns, told apart by their positions (ReMasker);
             `sine`, the sine of that (its `active` variant); `per_column`, for each column of numbers a weight and a
             bias, for each category a vector of its own (FT-Transformer, T-JEPA).
+        standardize: whether `per_column` multiplies its weights with numbers of mean 0 and deviation 1 over the
+            training data (SCARF), and not with those in [0, 1]; raw values stay in [0, 1].
 
     Raises:
-        ValueError: for an unknown embedding.
+        ValueError: for an unknown embedding, or one that does not standardise.
     """
 
     index: Tensor
     pos: Tensor
 
-    def __init__(self, facts: Mapping[str, Any], *, embedding: str = "shared") -> None:
+    def __init__(self, facts: Mapping[str, Any], *, embedding: str = "shared", standardize: bool = False) -> None:
         super().__init__()
         if embedding not in _EMBEDDINGS:
             raise ValueError(f"tokenizer.embedding has to be one of {', '.join(_EMBEDDINGS)} (got {embedding!r})")
+        if standardize and embedding != "per_column":
+            raise ValueError(
+                f"tokenizer.standardize goes with tokenizer.embedding=per_column only (got embedding={embedding!r}), "
+                "because the others treat all columns alike"
+            )
+        self.standardize = standardize
         self.kind, self.encoding = embedding, Encoding(facts)
         count = len(self.encoding.fitted)
         self.spec = TokenSpec(1, 1, (count,))
@@ -50,7 +58,13 @@ class TableTokenizer(nn.Module):
     def embedding(self, dim: int) -> nn.Module:
         """The embedding of the kind that was chosen."""
         if self.kind == "per_column":
-            return ColumnEmbed([len(column.categories) for column in self.encoding.columns], dim)
+            counts, fitted = [len(column.categories) for column in self.encoding.columns], self.encoding.fitted
+            if not self.standardize:
+                return ColumnEmbed(counts, dim)
+            mean = torch.tensor([column["mean"] for column in fitted]).double() - torch.from_numpy(self.encoding.low)
+            std = torch.tensor([column["std"] for column in fitted]).double()
+            scale = torch.from_numpy(self.encoding.scale)
+            return ColumnEmbed(counts, dim, (mean / scale).float(), (std / scale).float())
         return ValueEmbed(dim, periodic=self.kind == "sine")
 
     def forward(self, view: View) -> Tokens:
@@ -124,13 +138,20 @@ class ColumnEmbed(nn.Module):
     Args:
         categories: for each column how many categories it has, 0 for numbers.
         dim: width.
+        mean: of each column of numbers, in the units of values, taken off them; None for nothing.
+        std: its deviation, by which they are divided.
     """
 
     first: Tensor
     last: Tensor
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self, categories: list[int], dim: int) -> None:
+    def __init__(self, categories: list[int], dim: int, mean: Tensor | None = None, std: Tensor | None = None) -> None:
         super().__init__()
+        count = len(categories)
+        self.register_buffer("mean", torch.zeros(count) if mean is None else mean, persistent=False)
+        self.register_buffer("std", torch.ones(count) if std is None else std, persistent=False)
         rows = torch.tensor([max(1, count) for count in categories])
         self.rows = nn.Parameter(torch.empty(int(rows.sum()), dim))
         self.bias = nn.Parameter(torch.empty(len(categories), dim))
@@ -151,5 +172,6 @@ class ColumnEmbed(nn.Module):
         column, value = tokens.index, tokens.raw[..., 0]
         code = torch.round(value * self.last[column]).long()
         row = self.rows[self.first[column] + code.clamp(min=0).minimum(self.last[column])]
-        factor = torch.where(self.numeric[column], value, 1.0).unsqueeze(-1)
+        standard = (value - self.mean[column]) / self.std[column]
+        factor = torch.where(self.numeric[column], standard, 1.0).unsqueeze(-1)
         return tokens.but(x=row * factor + self.bias[column])

@@ -135,3 +135,44 @@ _PLACES = (
     (2, 0), (2, 4), (4, 2), (0, 2),
     (1, 1), (1, 3), (3, 1), (3, 3),
 )  # fmt: skip
+
+
+@register("view/stack_frames")
+class StackFrames:
+    """The frames of a clip as one tall picture, so that operations on one picture change all frames by one draw.
+
+    For changes of colour (view/color_jitter, view/grayscale), which read single pictures (c, h, w); contrast thus
+    changes about the mean of the whole clip. `view/unstack_frames` has to follow. What moves pixels or looks at
+    neighbours (crops, flips, blurs) reads clips itself and does not belong in between. Nothing is drawn.
+    """
+
+    def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
+        """Returns (c, t * h, w) of a clip (t, c, h, w)."""
+        return sample.transpose(0, 1).flatten(1, 2)
+
+
+@register("view/unstack_frames")
+class UnstackFrames:
+    """The clip again of a tall picture that `view/stack_frames` made. Nothing is drawn.
+
+    Args:
+        frames: frames of the clip.
+    """
+
+    def __init__(self, *, frames: int = 16) -> None:
+        if frames < 1:
+            raise ValueError(f"view/unstack_frames: frames has to be at least 1 (got {frames})")
+        self.frames = frames
+
+    def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
+        """Returns (t, c, h, w) of a picture (c, t * h, w).
+
+        Raises:
+            ValueError: for a picture of another height.
+        """
+        if sample.shape[1] % self.frames:
+            raise ValueError(
+                f"view/unstack_frames: frames={self.frames} does not divide a picture of {sample.shape[1]} rows; it "
+                "has to be the number that view/clip takes, and view/stack_frames has to come before"
+            )
+        return sample.unflatten(1, (self.frames, -1)).transpose(0, 1)

@@ -117,7 +117,7 @@ def test_rotations_leave_their_axis_and_all_distances(axis, kept):
         matrix = torch.linalg.lstsq(points.double(), small.double()).solution.T
         angles.append(math.degrees(math.acos(min(1.0, (float(matrix.trace()) - 1) / 2))))
     assert max(angles) < 30.01 and max(angles) > 28 and min(angles) < 3
-    with pytest.raises(ValueError, match=r"x, y or z"):
+    with pytest.raises(ValueError, match=r"x, y, z or any"):
         Rotate(axis="w")
 
 

@@ -18,7 +18,7 @@ def clips(b=2, t=8, size=16, seed=0):
 
 
 def target(tokenizer, **said):
-    plan = Plan({}, {"x": tokenizer.spec}, {}, {}, lambda name, part: part)
+    plan = Plan({}, {"x": tokenizer.spec}, {}, {}, {}, lambda name, width: torch.nn.Identity())
     return Frames(plan, "x", **said)
 
 
@@ -119,4 +119,7 @@ def test_arguments_are_checked(said, message):
 
 def test_other_tokens_are_refused():
     with pytest.raises(ValueError, match="needs tubelets"):
-        Frames(Plan({}, {"x": TokenSpec(48, 2, (4, 4), (4, 4), 3)}, {}, {}, lambda name, part: part), "x")
+        Frames(
+            Plan({}, {"x": TokenSpec(48, 2, (4, 4), (4, 4), 3)}, {}, {}, {}, lambda name, width: torch.nn.Identity()),
+            "x",
+        )
