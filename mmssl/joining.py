@@ -57,9 +57,7 @@ def chunks(tokens: Tokens, size: int) -> list[Tokens]:
     """A dense batch in pieces of at most so many rows."""
     names = ("raw", "pos", "index", "x", "valid", "given", "stream")
     pieces = {name: field.split(size) for name in names if (field := getattr(tokens, name)) is not None}
-    return [
-        tokens.but(**{name: piece[i] for name, piece in pieces.items()}) for i in range(len(pieces["index"]))
-    ]
+    return [tokens.but(**{name: piece[i] for name, piece in pieces.items()}) for i in range(len(pieces["index"]))]
 
 
 def joined(parts: list[Tokens]) -> Tokens:

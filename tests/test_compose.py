@@ -241,7 +241,7 @@ def test_slots_are_frozen():
     """A new slot is a decision: change this list with the design, not in passing."""
     assert set(SLOTS) == {
         "meta", "recipe", "modality", "seed", "keep", "data", "views", "view", "sample_preset", "tokenizer", "encoder",
-        "masker", "corruptor", "guide", "heads", "looks", "objective", "teacher", "optim", "trainer", "logger", "evaluation",
+        "streams", "masker", "corruptor", "guide", "heads", "looks", "objective", "teacher", "optim", "trainer", "logger", "evaluation",
         "init_from", "init_share", "run",
     }  # fmt: skip
 
@@ -297,3 +297,24 @@ def test_a_preset_may_exchange_one_part_for_another():
     said = composed("image/simclr", "encoder._target_=encoder/timm", "encoder.name=resnet18", "optim=sgd")
     assert said["encoder"]["name"] == "resnet18" and said["optim"]["_target_"] == "optim/sgd"
     assert composed("image/mae")["encoder"]["_target_"] == "encoder/vit"
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        (
+            "image/mae",
+            "masker._target_=masker/nodes",
+            "masker: masker/nodes is made for modality 'graph', and this run is",
+        ),
+        (
+            "graph/grace",
+            "views.a=[{_target_: view/rotate}]",
+            r"views\.a\[0\]: view/rotate is made for modality 'pointcloud'",
+        ),
+        ("tabular/scarf", "encoder._target_=encoder/gcn", "encoder: encoder/gcn is made for modality 'graph'"),
+    ],
+)
+def test_parts_of_another_modality_are_refused(name, override, words):
+    with pytest.raises(ConfigError, match=words):
+        composed(name, override)

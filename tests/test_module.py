@@ -157,7 +157,8 @@ def test_loss_is_the_weighted_sum_of_means(alone):
     assert float(alone.latest["loss"]) == pytest.approx(total, rel=1e-6)
 
 
-def test_a_term_without_any_token_is_zero():
+def test_a_rank_without_any_token_adds_nothing(monkeypatch):
+    monkeypatch.setattr("mmssl.ranks.world", lambda: 2)
     pixels = PIXELS | {"target": {"_target_": "target/raw"}}
     part = module(masker={"_target_": "masker/random", "ratio": 0.0}, objective={"pixels": pixels})
     loss = part.training_step(batch())
@@ -238,7 +239,8 @@ def test_every_step_has_the_rate_of_its_progress():
 def test_the_teacher_follows_once_per_optimizer_step(when, accumulate):
     momentum = {"_target_": "schedule/linear", "first": 0.5, "last": 1.0}
     part = module(
-        teacher={"_target_": "teacher/ema", "momentum": momentum, "when": when}, optim={"_target_": "optim/sgd", "lr": 0.1}
+        teacher={"_target_": "teacher/ema", "momentum": momentum, "when": when},
+        optim={"_target_": "optim/sgd", "lr": 0.1},
     )
     rows = fit(part, batches(4 * accumulate), 4, accumulate).rows
     twin = rows[0][1]

@@ -34,7 +34,11 @@ TOKEN = {"_target_": "corruptor/token"}
 def pair(kind, head=PROJ, **more):
     """Two looks and a loss over their set."""
     loss = {"_target_": f"set/{kind}"}
-    return TWO | {"heads": {"proj": head}, "objective": {"set": {"_target_": "term/set", "head": "proj", "loss": loss}}} | more
+    return (
+        TWO
+        | {"heads": {"proj": head}, "objective": {"set": {"_target_": "term/set", "head": "proj", "loss": loss}}}
+        | more
+    )
 
 
 def match(loss, head=PROJ, teacher=EMA, **more):
@@ -46,9 +50,41 @@ def match(loss, head=PROJ, teacher=EMA, **more):
 def latent(loss="mse", norm=None, **more):
     """Masked prediction of the teacher's features."""
     term = PIXELS | {"target": {"_target_": "target/teacher"}, "loss": {"_target_": f"loss/{loss}"}} | more
-    return {"objective": {"latent": term | ({"normalize": {"_target_": f"norm/{norm}"}} if norm else {})}, "teacher": EMA}
+    return {
+        "objective": {"latent": term | ({"normalize": {"_target_": f"norm/{norm}"}} if norm else {})},
+        "teacher": EMA,
+    }
 
 
+# two streams with an encoder each, contrasted and fused
+SECOND = {
+    "tokenizer": {"_target_": "tokenizer/image", "size": 32, "patch": 8},
+    "encoder": {"_target_": "encoder/alibi", "dim": 32, "depth": 1, "heads": 4},
+}
+FUSE = {
+    "_target_": "term/fuse",
+    "looks": ["b", "a"],
+    "fusion": {"_target_": "fusion/alibi", "depth": 1, "heads": 4},
+    "predictor": PIXELS["predictor"],
+    "normalize": {"_target_": "norm/standard"},
+    "loss": {"_target_": "loss/mse"},
+}
+STREAMS = TWO | {
+    "heads": {name: {"_target_": "head/feedforward", "dim": 8} for name in "ab"},
+    "streams": {"second": SECOND},
+    "objective": {
+        "match": {
+            "_target_": "term/match",
+            "head": {"a": "a", "b": "b"},
+            "detach": False,
+            "loss": {"_target_": "loss/clip"},
+        },
+        "joint": FUSE,
+    },
+    "looks": {"a": {}, "b": {"network": "second"}},
+    "masker": {"_target_": "masker/random"},
+    "corruptor": {"_target_": "corruptor/drop"},
+}
 PREDICTOR = {"predictor": {"_target_": "head/mlp", "dims": [16, 8]}}
 CASES = {
     "loss/mse": {},
@@ -57,6 +93,7 @@ CASES = {
     "loss/cosine": match("cosine", **PREDICTOR),
     "loss/soft_ce": match("soft_ce", MANY, normalize={"_target_": "norm/center"}),
     "loss/info_nce": match("info_nce", PLAIN, EMA | {"when": "before"}, **PREDICTOR),
+    "loss/clip": STREAMS,
     "loss/relation": match("relation"),
     "set/ntxent": pair("ntxent", PROJ | {"joint": True}),
     "set/barlow": pair("barlow"),
@@ -73,6 +110,7 @@ CASES = {
     "norm/sinkhorn": match("soft_ce", MANY, None, normalize={"_target_": "norm/sinkhorn"}),
     "head/mlp": match("cosine", PLAIN, None, **PREDICTOR),
     "head/prototypes": match("soft_ce", MANY | {"rows": "reset", "norm": "batch", "joint": True}, normalize={"_target_": "norm/sinkhorn", "each": True}),
+    "head/feedforward": match("mse", {"_target_": "head/feedforward", "dim": 8}),
     "teacher/ema": match("mse"),
 }  # fmt: skip
 # their reduction over rows is that of the losses above; they have tests of their own beside their modality
@@ -172,6 +210,10 @@ def test_ranks_train_what_one_rank_trains(ranks, name):
         assert total == pytest.approx(float(alone["loss"]), rel=1e-9)
         for found in ranks[world]:
             for key, value in alone["state"].items():
-                torch.testing.assert_close(found[name, torch.float64]["state"][key], value, rtol=1e-9, atol=1e-9, msg=key)
-            mine, other = (torch.cat([g.flatten() for g in x["gradient"].values()]) for x in (single, found[name, torch.float32]))
+                torch.testing.assert_close(
+                    found[name, torch.float64]["state"][key], value, rtol=1e-9, atol=1e-9, msg=key
+                )
+            mine, other = (
+                torch.cat([g.flatten() for g in x["gradient"].values()]) for x in (single, found[name, torch.float32])
+            )
             assert float((mine - other).norm() / mine.norm()) < 1e-5

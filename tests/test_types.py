@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmssl.config import slots
-from mmssl.masks import Mask, places
 from mmssl.joining import concat
+from mmssl.masks import Mask, places
 from mmssl.types import POOLS, Tokens, TokenSpec, View
 from tests.small import tokens
 

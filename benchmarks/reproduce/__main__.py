@@ -1,8 +1,8 @@
 """Runs the jobs whose result file is missing: `python -m benchmarks.reproduce DATA [PATTERN ...]`; `--list` shows them.
 
 A job trains through the public interface, scores by its paper's protocol and writes `docs/results/<job>.json`. One that
-is killed starts anew with the next call; one that is done is never run again. `--table` prints what there is, `--grid` the
-grid of modalities and families.
+is killed starts anew with the next call; one that is done is never run again. `--table` prints what there is, `--grid`
+the grid of modalities and families.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Six modalities times four families: small encoders on real sets, each cell beside random weights and the raw input.
 
-All cells of a modality share set, sizes and length, which are those of `data=sample` but for what stands here. Nothing was
-chosen on a test split.
+All cells of a modality share set, sizes and length, which are those of `data=sample` but for what stands here.
+Nothing was chosen on a test split.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 
 from mmssl.config.check import locate
 from mmssl.config.compose import ConfigError
-from mmssl.config.slots import check_looks
+from mmssl.config.slots import check_looks, check_streams
 from mmssl.module import SSLModule
 from mmssl.nn.network import Network
 from mmssl.registry import entry
@@ -55,10 +55,19 @@ def _call(where: str, part: Callable[..., Any], *args: Any, **kwargs: Any) -> An
         raise ConfigError(str(error) if where.split(".")[0] in str(error) else f"{where}: {error}") from error
 
 
-def network(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> Network:
-    """The network of a configuration: tokenizer and encoder, sized by the data's facts."""
-    tokenizer = make(tree["tokenizer"], "tokenizer")(facts)
-    return Network(tokenizer, make(tree["encoder"], "encoder")(tokenizer.spec))
+def network(tree: Mapping[str, Any], facts: Mapping[str, Any], where: str = "") -> Network:
+    """The network of a configuration or of a stream: tokenizer and encoder, sized by the data's facts."""
+    tokenizer = make(tree["tokenizer"], f"{where}tokenizer")(facts)
+    return Network(tokenizer, make(tree["encoder"], f"{where}encoder")(tokenizer.spec))
+
+
+def networks(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Network]:
+    """All networks of a run: `main`, and one of each stream, whose views may have facts of their own."""
+    check_streams(tree)
+    found = {"main": network(tree, facts)}
+    for name, said in (tree.get("streams") or {}).items():
+        found[name] = network(said, dict(facts) | (said.get("facts") or {}), f"streams.{name}.")
+    return found
 
 
 def fresh_network(tree: Mapping[str, Any], facts: Mapping[str, Any], seed: int) -> Network:
@@ -75,7 +84,7 @@ def _without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
     return dict(node) | {key: value for key, value in off.items() if key in known}
 
 
-def looks(tree: Mapping[str, Any], main: Network) -> dict[str, LookSpec]:
+def looks(tree: Mapping[str, Any], nets: Mapping[str, Network]) -> dict[str, LookSpec]:
     """The looks of a run: those under `looks:`, and one with the run's masker and corruptor for every other view.
 
     Raises:
@@ -85,27 +94,32 @@ def looks(tree: Mapping[str, Any], main: Network) -> dict[str, LookSpec]:
     named = dict(tree.get("looks") or {})
     read = {view for name, said in named.items() for view in (said or {}).get("views", [name])}
     named |= {view: {} for view in tree["views"] if view not in read}
-    found = {}
+    found, corruptors = {}, dict[str, Any]()
     for name, said in named.items():
         said = said or {}
         where = f"looks.{name}"
         views = tuple(said.get("views", [name]))
         shared = said.get("mask")
         masker = None if shared else make(said.get("masker", tree.get("masker")), f"{where}.masker")
-        corruptor = _corruptor(said.get("corruptor", tree.get("corruptor")), main)
+        net = said.get("network", "main")
+        # looks of one network that hide alike share what is learned for it: iBOT has one mask token, not one per crop
+        wanted = said.get("corruptor", tree.get("corruptor"))
+        key = f"{net} {wanted}"
+        if key not in corruptors:
+            corruptors[key] = _corruptor(wanted, nets[net])
+        corruptor = corruptors[key]
         if corruptor is not None and masker is None and shared is None and corruptor.on != "view":
             raise ConfigError(f"{where}: a corruptor needs a masker that says what is hidden")
-        found[name] = LookSpec(
-            name, views, masker, corruptor, mask=shared, guide=make(said.get("guide", tree.get("guide")))
-        )
+        guide = make(said.get("guide", tree.get("guide")))
+        found[name] = LookSpec(name, views, masker, corruptor, net, shared, guide)
     return found
 
 
-def _corruptor(node: Any, main: Network) -> Any:
+def _corruptor(node: Any, net: Network) -> Any:
     if node is None:
         return None
-    built, accepts = make(node, "corruptor"), main.encoder.accepts
-    corruptor = built(main.spec, accepts, main.dim) if callable(built) and isinstance(built, partial) else built
+    built, accepts = make(node, "corruptor"), net.encoder.accepts
+    corruptor = built(net.spec, accepts, net.dim) if callable(built) and isinstance(built, partial) else built
     needs = getattr(corruptor, "needs", (accepts,))
     if accepts not in needs:
         raise ConfigError(
@@ -123,13 +137,12 @@ def module(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> SSLModule:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(tree["seed"])
-        main = network(tree, facts)
-        specs = looks(tree, main)
+        nets = networks(tree, facts)
         return _call(
             "objective",
             SSLModule,
-            {"main": main},
-            specs,
+            nets,
+            looks(tree, nets),
             make(tree["objective"], "objective"),
             make(tree["optim"], "optim"),
             facts["samples"] if tree["data"]["batch_size"] == "full" else tree["data"]["batch_size"],

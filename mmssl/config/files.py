@@ -19,7 +19,7 @@ GROUPS = ("modality", "encoder", "views", "data", "optim", "trainer", "logger")
 # The slots of a run. Growing this list is a decision: a test freezes it.
 SLOTS = (
     "meta", "recipe", "modality", "seed", "keep", "data", "views", "view", "sample_preset", "tokenizer", "encoder",
-    "masker", "corruptor", "guide", "heads", "looks", "objective", "teacher", "optim", "trainer", "logger",
+    "streams", "masker", "corruptor", "guide", "heads", "looks", "objective", "teacher", "optim", "trainer", "logger",
     "evaluation", "init_from", "init_share", "run",
 )  # fmt: skip
 
@@ -93,7 +93,10 @@ def count_lines(text: str) -> int:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What `mmssl list recipes --json` says of a recipe: name, modality, family, paper, parts, lines."""
+    """What `mmssl list recipes --json` says of a recipe: name, modality, family, paper, parts, lines.
+
+    One with `meta.streams` is `multimodal`, whatever its data are decoded by.
+    """
     inherited = chain(name)
     whole: dict[str, Any] = {}
     modality = ""
@@ -105,7 +108,7 @@ def describe(name: str) -> dict[str, Any]:
     meta = whole.get("meta", {})
     row = {
         "name": name,
-        "modality": modality,
+        "modality": "multimodal" if "streams" in meta else modality,
         "family": meta.get("family", []),
         "paper": meta.get("paper", ""),
         "parts": sorted(set(parts(whole))),

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmssl.config.compose import ConfigError
-from mmssl.registry import names, suggest
+from mmssl.registry import entries, entry, names, suggest
 
 KEYS = {"run": ("root",), "evaluation": ("protocols", "pool", "limit", "every_epochs")}
 POOLS = ("mean", "sum", "max", "meanmax", "cls")  # as in mmssl.types, which needs torch
-LOOK = ("views", "masker", "corruptor", "guide", "mask")
+LOOK = ("views", "masker", "corruptor", "guide", "mask", "network")
+STREAM = ("tokenizer", "encoder", "facts")
 PARTS = ("tokenizer", "encoder", "masker", "corruptor", "guide", "teacher", "optim", "trainer", "data")
 
 
@@ -38,10 +39,37 @@ def check_slots(tree: Mapping[str, Any]) -> None:
     for name, head in (tree.get("heads") or {}).items():
         if not (isinstance(head, dict) and str(head.get("_target_", "")).startswith("head/")):
             raise ConfigError(f"heads.{name} has to be a head: {{_target_: head/mlp, dims: [128]}} (got {head!r})")
+    check_streams(tree)
     check_looks(tree)
+    _check_modality(tree, str(tree.get("modality")))
 
 
 KEEP = ("student", "teacher")
+
+
+def check_streams(tree: Mapping[str, Any]) -> None:
+    """Refuses streams with unknown keys, without a tokenizer or an encoder, or that no look is of; and looks of none.
+
+    Raises:
+        ConfigError: naming the key and what was probably meant.
+    """
+    streams = tree.get("streams") or {}
+    named = {name: (look or {}).get("network", "main") for name, look in (tree.get("looks") or {}).items()}
+    for name, stream in named.items():
+        if stream not in ("main", *streams):
+            near = suggest(str(stream), ("main", *streams))
+            raise ConfigError(f"looks.{name}.network: there is no stream {stream!r}{near}")
+    for name, said in streams.items():
+        where = f"streams.{name}"
+        if name == "main":
+            raise ConfigError(f"{where}: the main network is that of tokenizer and encoder; name the stream otherwise")
+        _known(said or {}, STREAM, where)
+        for key in ("tokenizer", "encoder"):
+            value = (said or {}).get(key)
+            if not (isinstance(value, dict) and "_target_" in value):
+                raise ConfigError(f"{where}.{key} has to be a part, as {key} of the run is (got {value!r})")
+        if name not in named.values():
+            raise ConfigError(f"{where}: no look is of this stream; say looks.NAME.network={name}, or remove it")
 
 
 def check_looks(tree: Mapping[str, Any]) -> None:
@@ -60,6 +88,35 @@ def check_looks(tree: Mapping[str, Any]) -> None:
         shared = said.get("mask")
         if shared is not None and shared.removeprefix("~") not in looks:
             raise ConfigError(f"looks.{name}.mask: there is no look {shared!r}{suggest(shared, looks)}")
+
+
+def _check_modality(node: Any, modality: str, where: str = "") -> None:
+    """Refuses parts that were made for another modality, before any data are read.
+
+    Raises:
+        ConfigError: naming the key, the part and its modality.
+    """
+    if isinstance(node, list):
+        for i, value in enumerate(node):
+            _check_modality(value, modality, f"{where}[{i}]")
+    if not isinstance(node, dict):
+        return
+    name = node.get("_target_")
+    if name in entries():
+        other = made_for(name)
+        if other and other != modality:
+            near = sorted(part for part in names(name.split("/")[0]) if made_for(part) in ("", modality))
+            raise ConfigError(
+                f"{where}: {name} is made for modality {other!r}, and this run is of modality {modality!r}; there is "
+                f"{', '.join(near[:8])}{', ...' if len(near) > 8 else ''}"
+            )
+    for key, value in node.items():
+        _check_modality(value, modality, f"{where}.{key}" if where else str(key))
+
+
+def made_for(part: str) -> str:
+    """The modality whose folder a registered part lies in; empty for parts of all modalities."""
+    return entry(part).module.partition("mmssl.modalities.")[2].split(".")[0]
 
 
 def _known(given: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from mmssl.data.source import Adapter, BadSample, Dataset
 from mmssl.draws import Draws
+from mmssl.registry import register, suggest
 from mmssl.types import View
 
 Op = Callable[[Any, Draws], Any]
@@ -24,6 +25,44 @@ _ENOUGH = 20
 
 class Unreadable(ValueError):
     """More samples cannot be read than `data.bad_share` allows."""
+
+
+@register("view/of")
+class Of:
+    """Begins a view with what another view has become, so that both show the same part of a sample (CROMA's sensors).
+
+    It has to be a view's first operation, and the other view has to stand before it.
+
+    Args:
+        name: the other view.
+    """
+
+    def __init__(self, *, name: str) -> None:
+        self.other = name
+
+    def __call__(self, sample: Any, draws: Draws) -> Any:
+        """What the loader hands it, as it is."""
+        return sample
+
+
+def check_views(views: Mapping[str, Sequence[Op]], where: str = "views") -> None:
+    """Refuses views that begin with one that is not there yet.
+
+    Raises:
+        ValueError: naming the view.
+    """
+    made: list[str] = []
+    for name, ops in views.items():
+        for i, op in enumerate(ops):
+            if not isinstance(op, Of):
+                continue
+            key = f"{where}.{name}[{i}]"
+            if i:
+                raise ValueError(f"{key}: view/of has to be the first operation of its view; put it in front")
+            if op.other not in made:
+                why = "which has to stand before it" if op.other in views else "which there is not"
+                raise ValueError(f"{key}: view/of names view {op.other!r}, {why}{suggest(op.other, made)}")
+        made.append(name)
 
 
 def try_read(dataset: Dataset, i: int) -> tuple[Any, str | None]:
@@ -138,8 +177,9 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         made: dict[str, list[Any]] = {name: [] for name in self.views}
         try:
             for name, ops in self.views.items():
-                for row in rows:
-                    one = sample
+                other = ops[0].other if ops and isinstance(ops[0], Of) else None
+                for i, row in enumerate(rows):
+                    one = sample if other is None else made[other][i]
                     for op, stream in zip(ops, streams[name], strict=True):
                         one = op(one, stream[row])
                     made[name].append(one)

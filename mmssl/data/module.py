@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 
-from mmssl.data.loading import Batches, Loader, Op, Skipped, try_read
+from mmssl.data.loading import Batches, Loader, Op, Skipped, check_views, try_read
 from mmssl.data.memory import keep
 from mmssl.data.sampler import EpochBatches
 from mmssl.data.source import Adapter, Dataset, Source, digest
@@ -34,7 +34,7 @@ class Data(lightning.LightningDataModule):
         adapter: the modality.
         seed: the run's seed.
         source: called with the adapter, gives the splits.
-        views: operations of each training view by its name.
+        views: operations of each training view by its name; `view/of` begins one with what an earlier one became.
         view: operations of the one view that evaluation uses, named `x`.
         batch_size: samples of a global batch, over all ranks and accumulation steps; `full` for all of train in every
             step (one large graph).
@@ -80,6 +80,8 @@ class Data(lightning.LightningDataModule):
             raise ValueError(f"data.repeats has to be at least 1 (got {repeats})")
         if not 0 <= bad_share < 1:
             raise ValueError(f"data.bad_share has to be at least 0 and below 1 (got {bad_share})")
+        check_views(views)
+        check_views({"x": view}, "view")
         self.adapter, self.seed = adapter, seed
         self.source = source(adapter)
         self.repeats, self.full, self._said = repeats, batch_size == "full", batch_size

@@ -114,9 +114,7 @@ def _loss(losses: list[float], moving_target: bool) -> list[Finding]:
     return found
 
 
-def _features(
-    history: Sequence[Mapping[str, float]], latest: Mapping[str, float], d: int, bound: int
-) -> list[Finding]:
+def _features(history: Sequence[Mapping[str, float]], latest: Mapping[str, float], d: int, bound: int) -> list[Finding]:
     """What the monitors say; `bound` is the largest possible rank."""
     bad = [name for name, value in latest.items() if not math.isfinite(value)]
     if bad:

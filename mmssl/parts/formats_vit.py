@@ -3,6 +3,7 @@
 The encoder is filled whole or not at all: a file made with another depth, other tokens in front, with or without
 layer-scale, another patch size or number of heads is refused. A learned table of positions is resized to the run's
 grid; the class token's own position becomes part of the token. Fixed tables are compared with what the run computes.
+Only the embedding of patches may start anew, in a run with more channels, if its `init_share` allows it.
 """
 
 from __future__ import annotations
@@ -132,6 +133,11 @@ def _recognise(state: State, network: Network, layout: Layout) -> None:
         raise ValueError(
             f"{where}: the file's patches have a side of {side} pixels, those of the run are {network.spec.cell}; set "
             f"tokenizer.patch={side}."
+        )
+    if network.spec.channels == 1 != kernel.shape[1]:
+        raise ValueError(
+            f"{where}: the file reads {kernel.shape[1]} channels and the run has one, so patches would be embedded at "
+            f"random; set data.channels={kernel.shape[1]}, which repeats it."
         )
     block: Any = encoder.blocks[0]
     count, used = layout.heads.get(kernel.shape[0]), block.attn.num_heads

@@ -61,9 +61,23 @@ class SoftCrossEntropy:
         return math.log(width)
 
 
+def contrast(prediction: Tensor, target: Tensor, scale: float | Tensor, name: str) -> Tensor:
+    """Cross entropy of finding one's own target by the cosine, times a scale, among those of all ranks; per row.
+
+    Raises:
+        ValueError: naming the loss, for a batch of one.
+    """
+    keys = ranks.gather(F.normalize(target, dim=-1))
+    if len(keys) < 2:
+        raise ValueError(f"{name} compares samples, but the batch holds one; raise data.batch_size")
+    logits = F.normalize(prediction.to(keys.dtype), dim=-1) @ keys.T * scale
+    own = torch.arange(len(logits), device=logits.device) + ranks.offset(len(logits), logits.device)
+    return F.cross_entropy(logits, own, reduction="none")
+
+
 @register("loss/info_nce")
 class InfoNCE:
-    """Each answer has to find its own target among those of the global batch (MoCo v3, CLIP, CROMA).
+    """Each answer has to find its own target among those of the global batch (MoCo v3); see also loss/clip.
 
     Targets of other ranks carry a gradient where one's own do. MoCo v3 takes 2 * temperature times as much: that is the
     term's weight.
@@ -78,12 +92,7 @@ class InfoNCE:
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """One number per row of (n, o)."""
-        keys = ranks.gather(F.normalize(target, dim=-1))
-        if len(keys) < 2:
-            raise ValueError("loss/info_nce compares samples, but the batch holds one; raise data.batch_size")
-        logits = F.normalize(prediction.to(keys.dtype), dim=-1) @ keys.T / self.temperature
-        own = torch.arange(len(logits), device=logits.device) + ranks.offset(len(logits), logits.device)
-        return F.cross_entropy(logits, own, reduction="none")
+        return contrast(prediction, target, 1 / self.temperature, "loss/info_nce")
 
     def chance(self, rows: int, width: int) -> float:
         """All candidates alike."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from mmssl.nn.positions import Learned, SinCos
+import torch
+from torch import Tensor, nn
+
+from mmssl.nn.patches import coordinates
+from mmssl.nn.positions import Learned, SinCos, sincos
 from mmssl.registry import register
-from mmssl.types import TokenSpec
+from mmssl.types import Tokens, TokenSpec
 
 
 @register("position/sincos")
-def sincos(spec: TokenSpec, dim: int) -> SinCos:
+def fixed(spec: TokenSpec, dim: int) -> SinCos:
     """Fixed sine-cosine positions (MAE and most masked autoencoders); class tokens get zeros."""
     return SinCos(spec, dim)
 
@@ -17,3 +21,34 @@ def sincos(spec: TokenSpec, dim: int) -> SinCos:
 def learned(spec: TokenSpec, dim: int) -> Learned:
     """Learned positions on a grid (ViT), resized for another grid; class tokens get none of their own."""
     return Learned(spec, dim)
+
+
+@register("position/sincos_parts")
+class SinCosParts(nn.Module):
+    """Fixed sine-cosine positions, equally many columns for each axis, for any width (V-JEPA in 3-D, MoCo v3).
+
+    Each of p axes gets 2 ceil(dim / (2 p)) columns, sines before cosines, the first axis first; they stand side by side
+    and are cut to the width. (`position/sincos` wants a width that the axes divide, and begins with the last.)
+
+    Args:
+        spec: sizes of the tokens: `pos` coordinates.
+        dim: width.
+    """
+
+    table: Tensor
+
+    def __init__(self, spec: TokenSpec, dim: int) -> None:
+        super().__init__()
+        self.dim, self.grid = dim, spec.grid
+        table = self._values(coordinates(spec.grid)) if spec.grid else torch.empty(0, dim)
+        self.register_buffer("table", table, persistent=False)
+
+    def _values(self, pos: Tensor) -> Tensor:
+        wide = 2 * -(-self.dim // (2 * pos.shape[-1]))
+        return torch.cat([sincos(axis.unsqueeze(-1), wide) for axis in pos.unbind(-1)], -1)[..., : self.dim]
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Embeddings of the tokens' places, (b, n, dim)."""
+        if tokens.grid == self.grid and self.grid is not None:
+            return self.table[tokens.index]
+        return self._values(tokens.pos)

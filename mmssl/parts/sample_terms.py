@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,22 @@ def check_pool(pool: str) -> None:
     """
     if pool not in TOKEN_POOLS:
         raise ValueError(f"a term's `pool` has to be one of {', '.join(TOKEN_POOLS)} (got {pool!r})")
+
+
+def heads_of(looks: Sequence[str], head: str | Mapping[str, str] | None) -> dict[str, str | None]:
+    """The head of each look, out of one name for all of them or a name for each.
+
+    Raises:
+        ValueError: naming the look, where names and looks are not the same.
+    """
+    if not isinstance(head, Mapping):
+        return dict.fromkeys(looks, head)
+    for name in (*head, *looks):
+        if (name in head) != (name in looks):
+            raise ValueError(
+                f"a term's `head` names a head for looks {sorted(head)}, but its looks are {sorted(set(looks))}"
+            )
+    return {name: head[name] for name in looks}
 
 
 @torch.no_grad()
@@ -59,15 +75,17 @@ class Match(nn.Module):
         looks: looks that answer, by name or pattern (`s*`).
         targets: looks that are the target; null for the same.
         pairs: which looks go with which targets: `cross` (all but themselves), `same` or `all`.
-        head: name of the head of both; null for features as they are.
+        head: name of the head of both, or of each look by its name (CLIP, CROMA: a head for each stream); null for
+            features as they are.
         predictor: a head of the answers alone, called as (width); null for none.
         target: what gives features to match in place of the teacher, for instance `target/frozen`; null for none.
         normalize: applied to targets, called as (width); null for none.
         pool: how tokens become answers: mean, max, cls, ...; `token` for one answer per token.
+        detach: whether targets carry no gradient; else the target is the other look's own answer, and both move (CLIP).
         weight: factor of this term in the objective.
 
     Raises:
-        ValueError: for an unknown look, pool or word, looks without a partner, or widths that differ.
+        ValueError: for an unknown look, pool or word, looks without a partner or a head, or widths that differ.
     """
 
     def __init__(
@@ -78,17 +96,21 @@ class Match(nn.Module):
         looks: Sequence[str] = ("a", "b"),
         targets: Sequence[str] | None = None,
         pairs: str = "cross",
-        head: str | None = None,
+        head: str | Mapping[str, str] | None = None,
         predictor: Callable[[int], nn.Module] | None = None,
         target: Callable[..., nn.Module] | None = None,
         normalize: Callable[[int], nn.Module] | None = None,
         pool: str = "mean",
+        detach: bool = True,
         weight: float = 1.0,
     ) -> None:
         super().__init__()
         check_pool(pool)
-        self.loss, self.head, self.pool, self.weight = loss, head, pool, weight
+        if target is not None and not detach:
+            raise ValueError("a term's `detach: false` trains the targets too, but a `target` is never trained")
+        self.loss, self.pool, self.detach, self.weight = loss, pool, detach, weight
         self.looks, self.targets = plan.named(looks), plan.named(looks if targets is None else targets)
+        self.heads = heads_of([*self.looks, *(self.targets if target is None else ())], head)
         if pairs not in ("cross", "same", "all"):
             raise ValueError(f"a term's `pairs` has to be cross, same or all (got {pairs!r})")
         keep: dict[str, Callable[[str, str], bool]] = {
@@ -97,9 +119,10 @@ class Match(nn.Module):
         self.pairs = [(q, v) for v in self.looks for q in self.targets if keep[pairs](q, v)]
         if not self.pairs:
             raise ValueError(f"pairs={pairs} leaves no pair of looks {self.looks} and targets {self.targets}")
-        widths = {plan.answer(name, head, "seen", pool) for name in self.looks}
+        widths = {plan.answer(name, self.heads[name], "seen", pool) for name in self.looks}
         if target is None:
-            self.target, goals = None, {plan.answer(name, head, "taught", pool) for name in self.targets}
+            what, self.target = "taught" if detach else "seen", None
+            goals = {plan.answer(name, self.heads[name], what, pool) for name in self.targets}
         else:
             self.target = target(plan, self.targets[0])
             request(plan, self.targets, self.target)
@@ -117,16 +140,17 @@ class Match(nn.Module):
 
     def _answers(self, step: Step) -> dict[str, Tensor]:
         """The answers of every look, (r, o)."""
-        found = {name: step[name].answer(self.head, "seen", self.pool) for name in self.looks}
+        found = {name: step[name].answer(self.heads[name], "seen", self.pool) for name in self.looks}
         if self.predictor is None:
             return found
         return {name: self.predictor(answer) for name, answer in found.items()}
 
-    @torch.no_grad()
     def _targets(self, step: Step) -> dict[str, Tensor]:
         """The targets of every look, (b, o), normalised."""
-        if self.target is None:
-            raw = [step[name].answer(self.head, "taught", self.pool) for name in self.targets]
+        if not self.detach:
+            raw = [step[name].answer(self.heads[name], "seen", self.pool) for name in self.targets]
+        elif self.target is None:
+            raw = [step[name].answer(self.heads[name], "taught", self.pool) for name in self.targets]
         else:
             raw = [self.target.pooled(step[name], self.pool) for name in self.targets]  # pyright: ignore[reportCallIssue]
         if self.normalize is None:
@@ -140,11 +164,13 @@ class Match(nn.Module):
 
     def forward(self, step: Step) -> tuple[Tensor, Tensor]:
         """Sum of the loss over samples, the mean over pairs; and the number of samples."""
-        answers, targets = self._answers(step), self._targets(step)
+        answers = self._answers(step)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
+            targets = self._targets(step)
         total, rows = 0.0, 0
         for q, v in self.pairs:
             goal = targets[q]
-            if step[v].row is not None and self.pool != "token":
+            if self.detach and step[v].row is not None and self.pool != "token":
                 goal = goal[step[v].row]
             losses = self.loss(answers[v], goal)
             total, rows = total + losses.sum(), rows + len(losses)

@@ -41,9 +41,7 @@ class EMA(nn.Module):
         ValueError: for another word, a momentum outside [0, 1] or, when a module is twinned, a pattern without a match.
     """
 
-    def __init__(
-        self, *, momentum: Callable[[float], float], when: str = "after", copied: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, *, momentum: Callable[[float], float], when: str = "after", copied: Sequence[str] = ()) -> None:
         super().__init__()
         if when not in ("after", "before"):
             raise ValueError(f"teacher.when has to be 'after' or 'before' (got {when!r})")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmssl import ranks
 from mmssl.registry import register
 from mmssl.step import Look, Plan, Step
 from mmssl.types import Tokens
@@ -115,10 +116,10 @@ class Predict(nn.Module):
     def query(self, look: Look, at: str) -> tuple[Tokens, Tokens]:
         """The tokens a region asks for, with their clean raw values, and what was seen of their samples, (r k, ...)."""
         index, valid = regions(look, at)
-        if index.shape[-1] == 0 and self.reduce == "token":
+        if index.shape[-1] == 0 and self.reduce == "token" and ranks.world() == 1:  # other ranks may have some
             raise ValueError(
-                f"look {look.spec.name!r}: the masker asks for no token ({at}) in the whole batch, so there is nothing to "
-                "learn; raise masker.ratio or the scale of its blocks, or give samples more tokens"
+                f"look {look.spec.name!r}: the masker asks for no token ({at}) in the whole batch, so that nothing "
+                "is learned; raise masker.ratio or the scale of its blocks, or give samples more tokens"
             )
         row, seen, k = look.row, look.seen, index.shape[1]
         if k > 1:

@@ -45,7 +45,7 @@ def filled(tokens: Tokens, query: Tokens, values: torch.Tensor) -> Tokens:
     return tokens.but(raw=raw)
 
 
-def first_mask(look: Any) -> Tensor:
+def first_mask(look: Any) -> torch.Tensor:
     """What the encoder may see of each sample, (b, n); of several masks the first; (n,) of a packed batch."""
     if look.tokens.packed:
         return look.mask.visible[0]
@@ -136,14 +136,14 @@ def preview(data: Any, module: Any, out: Path, count: int = 6) -> Path:
     """
     adapter = data.adapter
     batch = some_batch(data, count)
-    restore = getattr(module.networks["main"].tokenizer, "restore", None)
     step = module.begin(batch)
     columns = [drawn(adapter, data.plain("train", batch["id"].tolist()))]
     titles = ["sample"]
     for name, spec in module.looks.items():
+        look = step[name]
+        restore = getattr(look.network.tokenizer, "restore", None)
         if restore is None:
             continue
-        look = step[name]
         columns.append([adapter.picture(sample) for sample in restore(look.tokens, None)])
         titles.append(f"view {'+'.join(spec.views)}")
         if spec.masker is not None or spec.mask:

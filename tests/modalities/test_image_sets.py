@@ -17,8 +17,8 @@ from mmssl.data.folder import Folder
 from mmssl.data.module import Data
 from mmssl.modalities.image import sets
 from mmssl.modalities.image.adapter import Image
-from mmssl.modalities.image.views import ColorJitter
 from mmssl.parts import views
+from mmssl.parts.color_views import ColorJitter
 
 ADAPTER = Image()
 

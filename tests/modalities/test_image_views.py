@@ -4,7 +4,7 @@ import torch
 from torchvision.transforms import v2
 
 from mmssl.draws import Draws
-from mmssl.modalities.image import views
+from mmssl.parts import color_views as views
 
 
 def image(channels=3, height=20, width=26, seed=0):

@@ -35,6 +35,6 @@ def test_several_ranks_take_the_same_path_as_torch(monkeypatch, shape, affine):
 
 
 def test_a_batch_of_one_is_refused():
-    with pytest.raises(ValueError, match="batch of one.*set data.batch_size to at least 2"):
+    with pytest.raises(ValueError, match=r"batch of one.*set data\.batch_size to at least 2"):
         BatchNorm(4)(torch.randn(1, 4))
     BatchNorm(4).eval()(torch.randn(1, 4))

@@ -198,13 +198,13 @@ def test_what_does_not_fit_is_refused(change, words):
 
 
 def test_a_head_that_nobody_names_is_refused():
-    with pytest.raises(ValueError, match="heads.other: no term names this head"):
+    with pytest.raises(ValueError, match=r"heads\.other: no term names this head"):
         made(heads=PROJ | {"other": {"_target_": "head/mlp", "dims": [4]}}, set=NTXENT)
 
 
 def test_chunks_of_a_batch_norm_are_refused():
     norm = {"_target_": "encoder/timm", "name": "resnet10t", "pretrained": False}
-    with pytest.raises(ValueError, match="trainer.chunk: an encoder with batch norm"):
+    with pytest.raises(ValueError, match=r"trainer\.chunk: an encoder with batch norm"):
         module(
             encoder=norm, views={"a": [], "b": []}, heads=PROJ, objective={"set": NTXENT}, trainer={"chunk": 2}, **PLAIN
         )

@@ -126,7 +126,9 @@ def test_sigreg_draws_new_directions_each_step():
 
 @pytest.mark.parametrize("loss", [NTXent(), Barlow(), VICReg(), KoLeo(), SIGReg()], ids=lambda x: type(x).__name__)
 def test_a_batch_of_one_is_refused(loss):
-    with pytest.raises(ValueError, match="compares samples, but the batch holds 1; set data.batch_size to at least 2"):
+    with pytest.raises(
+        ValueError, match=r"compares samples, but the batch holds 1; set data\.batch_size to at least 2"
+    ):
         loss(answers(2, 1), DRAWS)
 
 

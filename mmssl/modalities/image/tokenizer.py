@@ -66,6 +66,12 @@ class ImageTokenizer(nn.Module):
             Tokens with raw (b, n, patch * patch * c), without embeddings.
         """
         image = view.data
+        if image.shape[1] != self.mean.shape[1]:
+            raise ValueError(
+                f"tokenizer/image was made for {self.mean.shape[1]} channels, but the view has {image.shape[1]}; give "
+                "the view's own to a stream (streams.NAME.facts: {channels: ..., mean: [...], std: [...]}), or set "
+                "data.channels"
+            )
         pixels = image.float() if image.dtype == torch.uint8 else image * 255.0
         raw = cut((pixels - self.mean) / self.std, (self.patch, self.patch))
         grid = (image.shape[-2] // self.patch, image.shape[-1] // self.patch)

@@ -1,91 +1,30 @@
-"""Augmentations of colour: torchvision's functions with parameters drawn as pure functions of (seed, epoch, sample).
-
-Every operation takes a uint8 image (c, h, w) and draws with one key, and returns a uint8 image. What needs colour is
-skipped where there are not exactly three channels. What acts on the last two axes alone stands in `mmssl.parts.views`.
-"""
+"""A second kind of image made of the first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from mmssl.draws import Draws
-from mmssl.parts.views import happens, probability
 from mmssl.registry import register
 
 
-def _per_channel(image: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Applies a colour function of torchvision, which takes 1 or 3 channels only, to any number of channels."""
-    if image.shape[0] in (1, 3):
-        return change(image)
-    return change(image.unsqueeze(1)).squeeze(1)
+@register("view/gradients")
+class Gradients:
+    """Horizontal and vertical gradients of the luminance, as a second sensor of the same scene; draws nothing.
 
-
-@register("view/color_jitter")
-class ColorJitter:
-    """Brightness, contrast, saturation and hue change in random order (SimCLR, Chen et al. 2020), with probability `p`.
-
-    Saturation and hue exist for three channels only and are left out else. With neither one nor three channels,
-    contrast is changed about the mean of each channel.
-
-    Args:
-        brightness: the factor lies in [max(0, 1 - brightness), 1 + brightness].
-        contrast: likewise.
-        saturation: likewise.
-        hue: the shift lies in [-hue, hue], in turns of the colour circle, at most 0.5.
-        p: probability that anything changes.
+    Central differences (right minus left, lower minus upper, over 2), edges repeated. 127.5 is added and the sum
+    rounded, which uses the whole range of uint8: no gradient is 128. The luminance of three channels is theirs, that of
+    any other number their mean.
     """
 
-    def __init__(
-        self,
-        *,
-        brightness: float = 0.4,
-        contrast: float = 0.4,
-        saturation: float = 0.4,
-        hue: float = 0.1,
-        p: float = 0.8,
-    ) -> None:
-        if min(brightness, contrast, saturation) < 0 or not 0 <= hue <= 0.5:
-            raise ValueError(
-                "view/color_jitter: brightness, contrast and saturation have to be at least 0 and hue between 0 and "
-                f"0.5 (got {brightness}, {contrast}, {saturation}, {hue})"
-            )
-        self.strength = (brightness, contrast, saturation, hue)
-        self.p = probability(p, "view/color_jitter")
-
-    def parameters(self, draws: Draws) -> tuple[list[int], list[float]]:
-        """The order in which the four changes come, and the factor of each."""
-        draws = draws.named("color_jitter")
-        unit = draws.named("factors").uniform(4)[0].tolist()
-        low = [max(0.0, 1 - strength) for strength in self.strength[:3]] + [-self.strength[3]]
-        high = [1 + strength for strength in self.strength[:3]] + [self.strength[3]]
-        factors = [a + (b - a) * u for a, b, u in zip(low, high, unit, strict=True)]
-        return draws.named("order").order(4)[0].tolist(), factors
-
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
-        """Returns the image with changed colours, (c, h, w)."""
-        if not happens(draws.named("color_jitter"), self.p):
-            return sample
-        order, factors = self.parameters(draws)
-        change = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-        for i in order:
-            if self.strength[i] == 0 or (i >= 2 and sample.shape[0] != 3):
-                continue
-            sample = _per_channel(sample, lambda image, i=i: change[i](image, factors[i]))
-        return sample
-
-
-@register("view/grayscale")
-class Grayscale:
-    """Three channels all become their luminance, with probability `p`; other images stay as they are."""
-
-    def __init__(self, *, p: float = 0.2) -> None:
-        self.p = probability(p, "view/grayscale")
-
-    def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
-        """Returns an image of as many channels as before, (c, h, w)."""
-        if sample.shape[0] != 3 or not happens(draws.named("grayscale"), self.p):
-            return sample
-        return F.rgb_to_grayscale(sample, num_output_channels=3)
+        """Returns uint8 (2, h, w): along rows of pixels, along columns."""
+        if sample.shape[0] == 3:
+            weight = torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)
+            light = (sample * weight).sum(0)
+        else:
+            light = sample.float().mean(0)
+        wide = torch.nn.functional.pad(light[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
+        across, down = wide[1:-1, 2:] - wide[1:-1, :-2], wide[2:, 1:-1] - wide[:-2, 1:-1]
+        return (torch.stack([across, down]) / 2 + 127.5).round().clamp(0, 255).to(torch.uint8)

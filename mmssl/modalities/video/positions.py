@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmssl.nn.patches import coordinates
-from mmssl.nn.positions import sincos
 from mmssl.registry import register
 from mmssl.types import Tokens, TokenSpec
 
@@ -80,34 +78,3 @@ class SinCosFlat(nn.Module):
         """Embeddings of the tokens' places, (b, n, dim)."""
         known = tokens.grid is not None and tokens.length <= len(self.table)
         return self.table[tokens.index] if known else self._values(tokens.index)
-
-
-@register("position/sincos_parts")
-class SinCosParts(nn.Module):
-    """Fixed sine-cosine positions with equally many columns for each axis, for any width (V-JEPA's 3-D positions).
-
-    Each of p axes gets 2 ceil(dim / (2 p)) columns, sines before cosines, the first axis first; they stand side by side
-    and are cut to the width. (`position/sincos` wants a width that the axes divide, and begins with the last.)
-
-    Args:
-        spec: sizes of the tokens: `pos` coordinates.
-        dim: width.
-    """
-
-    table: Tensor
-
-    def __init__(self, spec: TokenSpec, dim: int) -> None:
-        super().__init__()
-        self.dim, self.grid = dim, spec.grid
-        table = self._values(coordinates(spec.grid)) if spec.grid else torch.empty(0, dim)
-        self.register_buffer("table", table, persistent=False)
-
-    def _values(self, pos: Tensor) -> Tensor:
-        wide = 2 * -(-self.dim // (2 * pos.shape[-1]))
-        return torch.cat([sincos(axis.unsqueeze(-1), wide) for axis in pos.unbind(-1)], -1)[..., : self.dim]
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        """Embeddings of the tokens' places, (b, n, dim)."""
-        if tokens.grid == self.grid and self.grid is not None:
-            return self.table[tokens.index]
-        return self._values(tokens.pos)

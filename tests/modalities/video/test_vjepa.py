@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mmssl.draws import Draws
-from mmssl.modalities.image.views import ColorJitter, Grayscale
 from mmssl.modalities.video.maskers import MultiBlockTubes
-from mmssl.modalities.video.positions import SinCosParts
 from mmssl.modalities.video.predictors import PerMask
 from mmssl.modalities.video.views import StackFrames, UnstackFrames
+from mmssl.parts.color_views import ColorJitter, Grayscale
+from mmssl.parts.positions import SinCosParts
 from mmssl.parts.predictors import Transformer
 from mmssl.types import Tokens, TokenSpec
 
