@@ -39,6 +39,7 @@ class SSLModule(lightning.LightningModule):
     """
 
     networks: Any  # an nn.ModuleDict of Network
+    heads: Any  # an nn.ModuleDict
     objective: Any  # an nn.ModuleDict of terms, called with a Step; each has a `weight`
 
     def __init__(
@@ -64,7 +65,8 @@ class SSLModule(lightning.LightningModule):
         if teacher is not None:
             for name, network in self.networks.items():
                 teacher.twin(name, network)
-        self.heads, self._makers, self._widths = nn.ModuleDict(), heads or {}, dict[str, int]()
+        self._makers, self._widths = heads or {}, dict[str, int]()
+        self.heads = nn.ModuleDict()
         self.chunk = chunk
         if chunk is not None and not all(network.joins for network in networks.values()):
             raise ValueError("trainer.chunk: an encoder with batch norm cannot be computed in chunks; set it to null")

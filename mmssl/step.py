@@ -88,7 +88,8 @@ class Step:
         parts = chunks(tokens, self.chunk)
         if not torch.is_grad_enabled():
             return joined([encoder(part, taps) for part in parts])
-        return joined([checkpoint(encoder, part, taps, use_reentrant=False) for part in parts])
+        again: list[Any] = [checkpoint(encoder, part, taps, use_reentrant=False) for part in parts]
+        return joined(again)
 
     def answer(self, look: Look, head: str, what: str, pool: str) -> Tensor:
         """What a head makes of a look's pooled features; heads that are `joint` see all looks that ask, in one call."""

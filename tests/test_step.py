@@ -229,3 +229,32 @@ def test_asking_for_the_mask_first_cuts_no_gradient():
     look = part.begin(batch() | {"x": View(pixels, "image")})["x"]
     assert not look.mask.visible.requires_grad
     assert look.tokens.raw.requires_grad and look.score.requires_grad
+
+
+def test_looks_that_hide_alike_share_the_mask_token():
+    token = {"_target_": "corruptor/token"}
+    looks = {"b": {"corruptor": token | {"std": 0.5}}}
+    part = module(
+        corruptor=token,
+        views={"a": [], "b": [], "c": []},
+        looks=looks,
+        objective={"pixels": PIXELS | {"look": ["a", "b", "c"]}},
+    )
+    assert part.corruptors["a"] is part.corruptors["c"] and part.corruptors["a"] is not part.corruptors["b"]
+    assert sum("mask_token" in name and "corruptors" in name for name, _ in part.named_parameters()) == 2
+
+
+def test_two_views_of_one_size_are_one_call_and_the_numbers_of_two():
+    pixels = PIXELS | {"look": ["a", "b"]}
+    part = module(views={"a": [], "b": []}, objective={"pixels": pixels})
+    given = batch(names=("a", "b"))
+    calls = counted(part)
+    step = part.begin(given)
+    features = {name: step[name].seen for name in "ab"}
+    assert calls["encoder"] == 1 and calls["embed"] == 2
+    for name in "ab":
+        look = part.begin(given)[name]
+        alone = part.networks["main"].encoder(look.prepared("seen"))
+        torch.testing.assert_close(features[name].x, alone.x, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(features[name].prefix, alone.prefix, rtol=1e-5, atol=1e-6)
+        assert torch.equal(features[name].index, alone.index)

@@ -23,7 +23,7 @@ SETS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "video": ("surv_fight", "video/surv_fight", ["data.source.cache_side=80", "trainer.max_epochs=40"]),
     "audio": ("fsdd", "audio/fsdd", ["data.source.held_out=theo", "trainer.max_epochs=40"]),
-    "pointcloud": ("coseg", "pointcloud/coseg", ["trainer.max_epochs=60"]),
+    "pointcloud": ("coseg", "pointcloud/coseg", ["trainer.max_epochs=30"]),
     "graph": ("cora", "graph/planetoid/Cora", ["trainer.max_epochs=200"]),
     "tabular": ("covertype", "tabular/covertype_20k", ["data.batch_size=128", "trainer.max_epochs=8"]),
 }  # fmt: skip

@@ -262,7 +262,7 @@ class Data(lightning.LightningDataModule):
 
     def _fit(self) -> None:
         """Shows the train split to the operations that need other samples (marginals of columns, mixing), once."""
-        ops = [op for view in self.views.values() for op in view if hasattr(op, "fit")]
+        ops: list[Any] = [op for view in self.views.values() for op in view if hasattr(op, "fit")]
         for op in ops if not self._fitted else ():
             op.fit(self.dataset("train"))
         self._fitted = True

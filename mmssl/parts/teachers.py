@@ -98,7 +98,8 @@ class EMA(nn.Module):
         """How far the twins are from their students, over the length of the students' weights."""
         apart, size = [], []
         for name, student in self._students.items():
-            old, new = list(self.twins[name].parameters()), [p.detach() for p in student.parameters()]
+            old: list[Tensor] = list(self.twins[name].parameters())
+            new = [p.detach() for p in student.parameters()]
             apart += torch._foreach_norm(torch._foreach_sub(old, new))  # pyright: ignore[reportPrivateImportUsage]
             size += torch._foreach_norm(new)  # pyright: ignore[reportPrivateImportUsage]
         return torch.stack(apart).norm() / torch.stack(size).norm().clamp(min=1e-12)
