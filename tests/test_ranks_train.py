@@ -95,6 +95,8 @@ CASES = {
     "loss/info_nce": match("info_nce", PLAIN, EMA | {"when": "before"}, **PREDICTOR),
     "loss/clip": STREAMS,
     "loss/relation": match("relation"),
+    "loss/chamfer": {"objective": {"points": PIXELS | {"loss": {"_target_": "loss/chamfer"}}}},
+    "loss/scaled_cosine": latent("scaled_cosine"),
     "set/ntxent": pair("ntxent", PROJ | {"joint": True}),
     "set/barlow": pair("barlow"),
     "set/vicreg": pair("vicreg", PROJ | {"norm": "layer"}),
@@ -113,8 +115,9 @@ CASES = {
     "head/feedforward": match("mse", {"_target_": "head/feedforward", "dim": 8}),
     "teacher/ema": match("mse"),
 }  # fmt: skip
-# their reduction over rows is that of the losses above; they have tests of their own beside their modality
-ELSEWHERE = {"loss/chamfer", "loss/scaled_cosine"}
+# blocks drawn for the whole batch, contexts cut to its shortest
+BLOCKS = {"_target_": "masker/multiblock", "targets": 3, "min_keep": 2, "context": [0.9, 1.0]}
+WHOLE = {"a batch of blocks": latent("smooth_l1", "layer") | {"masker": BLOCKS}}
 KINDS = ("loss", "set", "norm", "head", "teacher")
 SHARES = {1: [(0, 7)], 2: [(0, 5), (5, 2)], 3: [(0, 3), (3, 2), (5, 2)]}
 LAST = {1: [(0, 6)], 2: [(0, 3), (3, 3)], 3: [(0, 3), (3, 1), (4, 2)]}  # the last batch is smaller
@@ -123,7 +126,7 @@ STEPS = 5
 
 def test_every_part_that_could_differ_between_ranks_has_a_case():
     known = {name for name in registry.entries() if name.split("/")[0] in KINDS}
-    missing = known - set(CASES) - ELSEWHERE
+    missing = known - set(CASES)
     assert not missing, f"add a case for {sorted(missing)}: ranks have to train what one rank trains"
     assert set(CASES) <= known
 
@@ -179,7 +182,7 @@ def _rank(rank, folder):
         dist.init_process_group("gloo", f"file://{folder}/store{world}", rank=rank, world_size=world)
         found = {
             (name, dtype): trained(case, world, rank, dtype)
-            for name, case in CASES.items() for dtype in (torch.float64, torch.float32)
+            for name, case in (CASES | WHOLE).items() for dtype in (torch.float64, torch.float32)
         }  # fmt: skip
         torch.save(found, f"{folder}/world{world}.rank{rank}")
         dist.barrier()
@@ -198,9 +201,9 @@ def ranks(tmp_path_factory):
     return {world: [torch.load(folder / f"world{world}.rank{rank}") for rank in range(world)] for world in (2, 3)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *WHOLE])
 def test_ranks_train_what_one_rank_trains(ranks, name):
-    case = CASES[name]
+    case = (CASES | WHOLE)[name]
     alone, single = trained(case, 1, 0, torch.float64), trained(case, 1, 0, torch.float32)
     start = module(data={"batch_size": 7}, **case).double().state_dict()
     moved = {k for k, v in alone["state"].items() if v.is_floating_point() and (v - start[k]).abs().max() > 1e-4}
