@@ -22,9 +22,9 @@ SETS: dict[str, tuple[str, str, list[str]]] = {
         ["tokenizer.patch=8", "data.batch_size=128", "trainer.max_epochs=10", "evaluation.limit=10000"],
     ),
     "video": ("surv_fight", "video/surv_fight", ["data.source.cache_side=80", "trainer.max_epochs=40"]),
-    "audio": ("fsdd", "audio/fsdd", ["data.source.held_out=theo", "trainer.max_epochs=40"]),
+    "audio": ("fsdd", "audio/fsdd", ["data.source.held_out=theo", "trainer.max_epochs=15"]),
     "pointcloud": ("coseg", "pointcloud/coseg", ["trainer.max_epochs=30"]),
-    "graph": ("cora", "graph/planetoid/Cora", ["trainer.max_epochs=200"]),
+    "graph": ("cora", "graph/planetoid/Cora", ["trainer.max_epochs=1000"]),
     "tabular": ("covertype", "tabular/covertype_20k", ["data.batch_size=128", "trainer.max_epochs=8"]),
 }  # fmt: skip
 # modality: {family: (recipe, overrides of this cell)}
@@ -56,7 +56,7 @@ CELLS: dict[str, dict[str, tuple[str, list[str]]]] = {
     "graph": {
         "mae": ("graph/graphmae", []),
         "jepa": ("graph/graph_jepa", []),
-        "contrastive": ("graph/grace", []),
+        "contrastive": ("graph/grace", ["trainer.max_epochs=200"]),
         "distillation": ("graph/bgrl", []),
     },
     "tabular": {

@@ -3,6 +3,7 @@
 | signal | of | is |
 |---|---|---|
 | spread | answers | deviation of the normalised answers over that of even ones: 0 all the same, 1 even |
+| deviation | answers whose length matters | mean deviation of their dimensions: 0 is one point |
 | entropy | targets that are distributions | mean entropy over log k: 1 says nothing |
 | usage | targets that are distributions | entropy of the mean target over log k: 0 is one prototype for all |
 | chance | a loss | its value for an encoder that knows nothing |
@@ -37,6 +38,7 @@ def findings(signals: Mapping[str, float]) -> list[Finding]:
     | finding | threshold |
     |---|---|
     | collapsed: answers all the same | spread below 0.01 (a warning below 0.05) |
+    | collapsed: answers shrink to a point | deviation below 0.01 (a warning below 0.05) |
     | collapsed: one prototype for all samples | usage below 0.05 |
     | collapsed: targets say nothing | entropy above 0.995 |
     | warning: loss at its chance value | loss at least 0.99 of chance |
@@ -49,6 +51,8 @@ def findings(signals: Mapping[str, float]) -> list[Finding]:
         term, _, name = key.rpartition("/")
         if name == "spread" and value < 0.05:
             found.append(_same(term, value))
+        elif name == "deviation" and value < 0.05:
+            found.append(_point(term, value))
         elif name == "usage" and value < 0.05:
             found.append(_one(term, value))
         elif name == "entropy" and value > 0.995:
@@ -68,6 +72,12 @@ def _same(term: str, value: float) -> Finding:
         "Nothing keeps them apart. Give the term a predictor and a stop-gradient (term/match), a variance term "
         "(set/vicreg, set/sigreg), or other samples as negatives (set/ntxent, loss/info_nce); or lower optim.lr."
     )
+    return Finding("collapsed" if value < 0.01 else "warning", cause, remedy)
+
+
+def _point(term: str, value: float) -> Finding:
+    cause = f"Answers of term {term!r} shrink to a point: their dimensions deviate by {value:.2g}."
+    remedy = "Give the objective a variance term, or raise its weight: set/vicreg's variance, or set/sigreg."
     return Finding("collapsed" if value < 0.01 else "warning", cause, remedy)
 
 

@@ -225,6 +225,8 @@ class Set(nn.Module):
         z = torch.stack([ranks.gather(answer) for answer in own])
         value = self.loss(z, step.draws.named("set").batch())
         self.signals["spread"] = spread(z)
+        if getattr(self.loss, "scaled", False) and z.shape[1] > 1:  # such a loss can also shrink answers to a point
+            self.signals["deviation"] = z.detach().float().std(1).mean()
         chance = getattr(self.loss, "chance", None)
         if chance is not None:
             self.signals["chance"] = value.new_tensor(chance(*z.shape))

@@ -1,6 +1,7 @@
 """Losses over all answers of the global batch: called as (answers (views, n, d), draws of the step), giving a scalar.
 
-`chance` is what an encoder that knows nothing gets, for the verdict on a run's health.
+`chance` is what an encoder that knows nothing gets, for the verdict on a run's health; `scaled` says that the length of
+answers matters, and not their direction alone.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ class VICReg:
         eps: added to variances under the root.
     """
 
+    scaled = True
+
     def __init__(
         self, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0, eps: float = 1e-4
     ) -> None:
@@ -148,6 +151,8 @@ class KoLeo:
 class Invariance:
     """Mean squared distance of each view's answer from the mean of all views (LeJEPA)."""
 
+    scaled = True
+
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
         """The loss of answers (views, n, d)."""
         return (z.mean(0) - z).square().mean()
@@ -166,6 +171,8 @@ class SIGReg:
         limit: its upper end.
         scale_by_n: whether the statistic is multiplied by the number of samples, as a test would.
     """
+
+    scaled = True
 
     def __init__(self, *, directions: int = 256, knots: int = 17, limit: float = 3.0, scale_by_n: bool = True) -> None:
         self.directions, self.knots, self.limit, self.scale_by_n = directions, knots, limit, scale_by_n

@@ -60,6 +60,13 @@ def test_without_a_variance_term_answers_become_the_same():
     assert named(trained(of_set("vicreg")))[0] == "healthy"
 
 
+def test_behind_a_batch_norm_answers_shrink_to_a_point_instead():
+    heads = {"proj": {"_target_": "head/mlp", "dims": [32, 16]}}
+    word, cause, remedy = named(trained(of_set("vicreg", variance=0.0, covariance=0.0), heads, steps=250, lr=1e-2))
+    assert word == "collapsed" and "shrink to a point" in cause and "variance" in remedy
+    assert named(trained(of_set("vicreg"), heads))[0] == "healthy"
+
+
 def test_without_centring_one_prototype_takes_all():
     word, cause, remedy = named(trained(prototypes(momentum=1.0), MANY, EMA, steps=400, lr=1e-2))
     assert word == "collapsed" and "all samples the same target" in cause and "norm/center" in remedy
