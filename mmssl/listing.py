@@ -22,7 +22,7 @@ def listing(what: str) -> tuple[dict[str, Any], str]:
     """
     if what == "recipes":
         rows = [describe(name) for name in recipes()]
-        lines = [f"{row['name']:24} {'+'.join(row['family']):20} {row['paper']}" for row in rows]
+        lines = [f"{row['name']:24} {'+'.join(row['family']):25} {row['paper']}" for row in rows]
         return {"recipes": rows}, "\n".join(lines)
     kinds = sorted({part.kind for part in entries().values()})
     kind = next((k for k in kinds if what in (k, k + "s", k[:-1] + "ies", k + "es")), None)
