@@ -152,17 +152,18 @@ class MultiBlock:
             count: number of tokens of every block where it is the same, else None.
         """
         grid = two_axes(tokens, "masker/multiblock")
-        visible, targets = self.outside(draws, blocks, grid).flatten(1), blocks.flatten(2)
+        valid = None if tokens.valid is None else tokens.valid.to(blocks.device).unflatten(1, grid)
+        visible, targets = self.outside(draws, blocks, grid, valid).flatten(1), blocks.flatten(2)
         visible, targets = visible.to(tokens.raw.device), targets.to(tokens.raw.device)
         if tokens.valid is not None:
-            visible, targets, count = visible & tokens.valid, targets & tokens.valid.unsqueeze(1), None
+            targets, count = targets & tokens.valid.unsqueeze(1), None
         if tokens.valid is not None or self.truncate == "none":
             return Mask(visible, targets, None, None, count)
         kept = ranks.smallest(int(visible.sum(1).min()), visible.device)
         return Mask(visible & (visible.cumsum(1) <= kept), targets, None, kept, count)
 
-    def outside(self, draws: Draws, blocks: Tensor, grid: tuple[int, int]) -> Tensor:
-        """A context block for each sample without its targets, (b, height, width) bool."""
+    def outside(self, draws: Draws, blocks: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> Tensor:
+        """A context block for each sample without its targets and padding, (b, height, width) bool."""
         size = block_size(draws.named("context size").batch().uniform(1), grid, self.context, (1.0, 1.0))
         b, levels = len(blocks), blocks.shape[1] + 1
         free = torch.ones_like(blocks[:, 0])
@@ -173,6 +174,8 @@ class MultiBlock:
         corner = draws.named("context").uniform(levels, TRIES, 2)
         tried = rectangles(corner, size, grid, 0 if self.faithful else 1) & torch.stack(allowed, 1).unsqueeze(2)
         tried = tried.reshape(b, levels * TRIES, *grid)
+        if valid is not None:
+            tried = tried & valid.unsqueeze(1)
         kept = tried.sum((2, 3))
         # the first that is large enough; where none is, the largest of those that most targets constrain
         enough = (kept > self.min_keep).int()

@@ -356,3 +356,15 @@ def test_blocks_need_a_grid_of_two_axes(masker):
     for given in (tokens(2, 16), tokens(2, 64, grid=(4, 4)).but(grid=(4, 4, 4))):
         with pytest.raises(ValueError, match=r"masker/\w+ needs whole tokens on a grid of two axes"):
             masker(given, draws(2), 0.0, None)
+
+
+def test_a_context_is_found_among_what_is_no_padding():
+    """Recordings of which only the first rows are there: all of them lie in target blocks now and then."""
+    grid, rows = (12, 8), torch.arange(1, 9)
+    valid = (torch.arange(12) < rows.unsqueeze(1)).repeat_interleave(8, 1)
+    padded = tokens(8, 96, grid=grid, valid=valid)
+    for step in range(20):
+        mask = MultiBlock(faithful=False)(padded, Draws.of(0, 0, torch.arange(8), step=step), 0.0, None)
+        assert not (mask.visible & ~valid).any() and not (mask.targets & ~valid.unsqueeze(1)).any()
+        assert (mask.visible.sum(1) > 0).all()
+        assert (mask.visible.sum(1)[4:] > 10).all()  # samples with 40 tokens and more keep what is asked
