@@ -9,24 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmssl.api import build, evaluate, load, pretrain
+    from mmssl.api import audit, build, doctor, embed, evaluate, export, finetune, load, pretrain, resume
     from mmssl.registry import register
     from mmssl.types import Mask, Tokens, View
 
 __version__ = "0.1.0"
 
-__all__ = ["Mask", "Tokens", "View", "__version__", "build", "evaluate", "load", "pretrain", "register"]
+__all__ = [
+    "Mask", "Tokens", "View", "__version__", "audit", "build", "doctor", "embed", "evaluate", "export", "finetune",
+    "load", "pretrain", "register", "resume",
+]  # fmt: skip
 
-_HOME = {
-    "View": "types",
-    "Tokens": "types",
-    "Mask": "types",
-    "register": "registry",
-    "pretrain": "api",
-    "evaluate": "api",
-    "load": "api",
-    "build": "api",
-}
+_API = ("audit", "build", "doctor", "embed", "evaluate", "export", "finetune", "load", "pretrain", "resume")
+_HOME = {"View": "types", "Tokens": "types", "Mask": "types", "register": "registry"} | dict.fromkeys(_API, "api")
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ def _signed(value: int) -> int:
 
 
 _GAMMA = _signed(0x9E3779B97F4A7C15)
+_ALL = (1 << 64) - 1
 _MIX = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 
 
@@ -34,16 +35,24 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift(z, 31)
 
 
+def _mixed(z: int) -> int:
+    """`_mix` of one number, where no tensor is needed."""
+    z &= _ALL
+    z = ((z ^ z >> 30) * _MIX[0]) & _ALL
+    z = ((z ^ z >> 27) * _MIX[1]) & _ALL
+    return z ^ z >> 31
+
+
 class Draws:
     """Random numbers for each sample of a batch.
 
     Args:
         keys: one 64-bit key per sample, (b,) int64. Use `Draws.of` and `named` to make them.
-        common: the key of the step they are drawn in, (1,) int64, for what all samples of a step share; None where
+        common: the key of the step they are drawn in, of 64 bits, for what all samples of a step share; None where
             there is no step.
     """
 
-    def __init__(self, keys: Tensor, common: Tensor | None = None) -> None:
+    def __init__(self, keys: Tensor, common: int | None = None) -> None:
         self.keys, self.common = keys, common
 
     @classmethod
@@ -61,23 +70,19 @@ class Draws:
         """
         samples = samples.to(torch.int64)
         epochs = torch.as_tensor(epoch, dtype=torch.int64, device=samples.device)
-        base = _mix(torch.full_like(samples, seed) * _GAMMA + 1)
-        keys = _mix(_mix(base + epochs * _GAMMA) + samples * _GAMMA)
-        common = None
-        if step is not None:
-            common = _mix(torch.full((1,), seed, dtype=torch.int64, device=samples.device) * _GAMMA + 2)
-            common = _mix(common + torch.full_like(common, step) * _GAMMA)
+        keys = _mix(_mix(_signed(_mixed(seed * _GAMMA + 1)) + epochs * _GAMMA) + samples * _GAMMA)
+        common = None if step is None else _mixed(_mixed(seed * _GAMMA + 2) + step * _GAMMA)
         return cls(keys if copy is None else _mix(keys + (copy + 1) * _GAMMA), common)
 
     def named(self, name: str) -> Draws:
         """An independent stream, for one use of randomness: each use has a name of its own."""
-        word = _signed(zlib.crc32(name.encode()) * 0x100000001B3 & (1 << 64) - 1)
-        return Draws(_mix(self.keys ^ word), None if self.common is None else _mix(self.common ^ word))
+        word = zlib.crc32(name.encode()) * 0x100000001B3 & _ALL
+        return Draws(_mix(self.keys ^ _signed(word)), None if self.common is None else _mixed(self.common ^ word))
 
     def batch(self) -> Draws:
         """Draws of one row that all samples of this step share, whatever the ranks: I-JEPA's one block size a batch."""
         assert self.common is not None, "these draws belong to no step"
-        return Draws(self.common, self.common)
+        return Draws(torch.tensor([_signed(self.common)], device=self.keys.device), self.common)
 
     def rows(self, row: Tensor) -> Draws:
         """The draws of some samples, or of one sample several times (use `named` to tell those apart)."""
@@ -117,9 +122,13 @@ class _One(Draws):
     """The draws of one sample of a batch; see `Draws.each`."""
 
     def __init__(self, whole: Draws, row: int) -> None:
-        super().__init__(whole.keys[row : row + 1], whole.common)
-        self._whole, self._row = whole, row
+        self._whole, self._row, self.common = whole, row, whole.common
         self._memo: dict[tuple[Any, ...], Any] = whole.__dict__.setdefault("memo", {})
+
+    @property
+    def keys(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # hardly ever asked for
+        """The key of the sample, (1,) int64."""
+        return self._whole.keys[self._row : self._row + 1]
 
     def named(self, name: str) -> Draws:
         """An independent stream of this sample."""

@@ -15,7 +15,7 @@ def signature(tokens: Tokens) -> Hashable:
     """What has to be equal for two token sets to be one batch; None where they cannot be joined (packed batches)."""
     if tokens.packed or type(tokens) is not Tokens:
         return None
-    present = tuple(field is None for field in (tokens.x, tokens.stream))
+    present = tuple(field is None for field in (tokens.x, tokens.stream, tokens.condition))
     widths = (tokens.raw.shape[-1], tokens.pos.shape[-1], tokens.grid, tokens.count)
     return (tokens.index.shape[1], *widths, *present)
 
@@ -31,7 +31,7 @@ def join(parts: list[Tokens]) -> Tokens:
 
     return parts[0].but(
         raw=cat("raw"), pos=cat("pos"), index=cat("index"), x=cat("x"), stream=cat("stream"),
-        valid=_flags(parts, "valid", 0), given=_flags(parts, "given", 0),
+        valid=_flags(parts, "valid", 0), given=_flags(parts, "given", 0), condition=cat("condition"),
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def split(whole: Tokens, parts: list[Tokens]) -> list[Tokens]:
     if len(parts) == 1:
         return [whole]
     rows = [len(part.index) for part in parts]
-    names = ("raw", "pos", "index", "x", "valid", "given", "stream", "prefix")
+    names = ("raw", "pos", "index", "x", "valid", "given", "stream", "prefix", "condition")
     pieces = {name: field.split(rows) for name in names if (field := getattr(whole, name)) is not None}
     taps = {name: tap.split(rows) for name, tap in whole.taps.items()}
     found = []
@@ -53,10 +53,10 @@ def split(whole: Tokens, parts: list[Tokens]) -> list[Tokens]:
     return found
 
 
-def chunks(tokens: Tokens, size: int) -> list[Tokens]:
-    """A dense batch in pieces of at most so many rows."""
-    names = ("raw", "pos", "index", "x", "valid", "given", "stream")
-    pieces = {name: field.split(size) for name in names if (field := getattr(tokens, name)) is not None}
+def chunks(tokens: Tokens, count: int) -> list[Tokens]:
+    """A dense batch in so many pieces, whose rows differ by one at most."""
+    names = ("raw", "pos", "index", "x", "valid", "given", "stream", "condition")
+    pieces = {name: field.tensor_split(count) for name in names if (field := getattr(tokens, name)) is not None}
     return [tokens.but(**{name: piece[i] for name, piece in pieces.items()}) for i in range(len(pieces["index"]))]
 
 

@@ -20,7 +20,8 @@ class Mask:
         visible_count: number of visible tokens of every row, a plain int where the masker knows it: dropping tokens is
             then one gather, without waiting for the device.
         target_count: number of tokens of every target block, likewise.
-        loss: the set a loss is taken over where it is not `targets`, (r, k, n) bool.
+        loss: which of `targets` a loss is taken over, (r, k, n) bool; None for all. The others are asked for without
+            counting (VideoMAE V2's decoder).
         source: for tokens whose value is replaced by that of another, the other's flat place in the global batch
             (ranks in order), (r, n) int64; -1 elsewhere (GraphMAE's noise nodes, VIME's swapped cells).
         elements: where only some raw values of a token are hidden, which: (r, n, v) bool. Losses are then taken over

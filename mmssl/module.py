@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -11,7 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmssl.nn.network import Network
+from mmssl.nn.sharding import shard
 from mmssl.parts.optim import Optim
+from mmssl.parts.regions import request
+from mmssl.plan import Heads
 from mmssl.step import LookSpec, Plan, Step
 from mmssl.types import Tokens, View
 
@@ -62,11 +66,10 @@ class SSLModule(lightning.LightningModule):
         self.corruptors = nn.ModuleDict({n: s.corruptor for n, s in looks.items() if s.corruptor is not None})
         self.looks, self.optim, self.batch_size, self.seed, self.keep = looks, optim, batch_size, seed, keep
         self.teacher = teacher
-        if teacher is not None:
-            for name, network in self.networks.items():
-                teacher.twin(name, network)
-        self._makers, self._widths = heads or {}, dict[str, int]()
-        self.heads = nn.ModuleDict()
+        for name, network in self.networks.items():
+            self._twin(name, network)
+        made = Heads(heads or {}, self._twin)
+        self.heads = made.made
         self.chunk = chunk
         if chunk is not None and not all(network.joins for network in networks.values()):
             raise ValueError("trainer.chunk: an encoder with batch norm cannot be computed in chunks; set it to null")
@@ -76,27 +79,29 @@ class SSLModule(lightning.LightningModule):
             dims={name: networks[spec.network].dim for name, spec in looks.items()},
             taps={name: networks[spec.network].encoder.tap_names for name, spec in looks.items()},
             networks={name: networks[spec.network] for name, spec in looks.items()},
-            head=self._head,
+            head=made,
+            twin=self._twin,
             taught=teacher is not None,
         )
-        self.objective = nn.ModuleDict({name: term(plan) for name, term in objective.items()})
-        if unused := sorted(set(self._makers) - set(self.heads)):
-            raise ValueError(f"heads.{unused[0]}: no term names this head; give a term head: {unused[0]}, or remove it")
+        self.guides = nn.ModuleDict({n: s.guide for n, s in looks.items() if isinstance(s.guide, nn.Module)})
+        for name, spec in looks.items():
+            request(plan, [name], spec.guide)
+        self.objective = nn.ModuleDict()
+        for name, term in objective.items():
+            self.objective[name] = term(replace(plan, term=name, before=tuple(self.objective)))
+        made.check()
         self.latest: dict[str, Tensor] = {}
+        self._passes: list[Step] = []  # of an optimizer step, those that are still to come
+        self._counted: tuple[list[Tensor], int] = [], 1
         self.steps = 0
+        # what this rank asks of all, and how many asked for it in the last step: so ranks agree without a message more
+        self.wishes = self.heard = torch.zeros(3)
         self._led = -1
 
-    def _head(self, name: str, width: int) -> nn.Module:
-        """The head of a name, made for features of this width when the first term asks; and its twin."""
-        if name not in self._makers:
-            raise ValueError(f"a term names head {name!r}, but the run has {', '.join(sorted(self._makers)) or 'none'}")
-        if name not in self.heads:
-            self.heads[name], self._widths[name] = self._makers[name](width), width
-            if self.teacher is not None:
-                self.teacher.twin(f"head_{name}", self.heads[name])
-        if self._widths[name] != width:
-            raise ValueError(f"heads.{name} reads features of {self._widths[name]} and of {width}; give two heads")
-        return self.heads[name]
+    def _twin(self, name: str, module: nn.Module) -> None:
+        """Makes the teacher's twin of a module, where there is a teacher."""
+        if self.teacher is not None:
+            self.teacher.twin(name, module)
 
     @property
     def kept(self) -> Network:
@@ -115,24 +120,42 @@ class SSLModule(lightning.LightningModule):
 
     def begin(self, batch: Mapping[str, Any]) -> Step:
         """The step of a batch; nothing runs before a term asks."""
-        given = (self.teacher, self.seed, self.progress, self.heads, self.global_step, self.chunk)
+        given = (self.teacher, self.seed, self.progress, self.heads, self.global_step, self.chunk, self.objective)
         return Step(batch, self.looks, self.networks, *given)
 
+    def _next(self, batch: Mapping[str, Any]) -> tuple[Step, list[Tensor], int]:
+        """The step of a batch; where it is one of several passes (`later`), the terms' numbers in all, and how many."""
+        if later := batch.get("later"):
+            self._passes = [self.begin(one) for one in (batch, *later)]
+            found = [[term.count(step) for step in self._passes] for term in self.objective.values()]
+            self._counted = [torch.stack(counts).sum(0) for counts in found], len(self._passes)
+        elif not self._passes:
+            return self.begin(batch), [], 1
+        return self._passes.pop(0), *self._counted
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Tensor:
-        """The weighted sum of all terms, scaled so that averaging over ranks gives the global objective."""
-        step = self.begin(batch)
+        """The weighted sum of all terms, scaled so that averaging over ranks and passes gives the global objective."""
+        step, counts, passes = self._next(batch)
         sums, weights = zip(*(term(step) for term in self.objective.values()), strict=True)
-        scale, total = 1.0, torch.cat([w.detach().float().reshape(-1) for w in weights])
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(total)
-            scale = float(dist.get_world_size())
-        loss, counts = sums[0].new_zeros(()), total.split([w.numel() for w in weights])
+        signals = {f"{name}/{key}": x for name, term in self.objective.items() for key, x in term.signals.items()}
+        told = [*(counts or weights), *sums, *signals.values(), self.wishes.to(sums[0].device)]
+        sizes = [value.numel() for value in told]
+        dtype = torch.promote_types(sums[0].dtype, torch.float32)
+        everyone = torch.cat([value.detach().reshape(-1).to(dtype) for value in told])
+        world = 1
+        if dist.is_available() and dist.is_initialized():
+            world = dist.get_world_size()
+            dist.all_reduce(everyone)  # the one message of a step beside the gradients
+        known = everyone.split(sizes)
+        k = len(sums)
+        loss, self.latest = sums[0].new_zeros(()), {"loss": everyone.new_zeros(())}
         for i, (name, term) in enumerate(self.objective.items()):
-            value = (sums[i].reshape(-1) / counts[i].clamp(min=1e-12)).sum()
-            loss = loss + scale * term.weight * value
-            self.latest[name] = value.detach()
-            self.latest |= {f"{name}/{key}": signal.detach() / scale for key, signal in term.signals.items()}
-        self.latest["loss"] = loss.detach() / scale
+            count = known[i].clamp(min=1e-12) / passes
+            loss = loss + world * term.weight * (sums[i].reshape(-1) / count).sum()
+            self.latest[name] = (known[k + i] / count).sum()
+            self.latest["loss"] = self.latest["loss"] + term.weight * self.latest[name]
+        self.latest |= {name: value.reshape(()) / world for name, value in zip(signals, known[2 * k : -1], strict=True)}
+        self.heard = known[-1]
         return loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -145,11 +168,18 @@ class SSLModule(lightning.LightningModule):
             self.teacher.follow(self.progress)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps; a teacher that follows after the step does so before any callback looks."""
+        """Steps and forgets the gradients; a teacher that follows after the step does so before any callback looks."""
         progress = self.progress
         super().optimizer_step(*args, **kwargs)
+        # Lightning would keep gradients until the next backward pass, beside all activations
+        self.optimizers(use_pl_optimizer=False).zero_grad()  # pyright: ignore[reportAttributeAccessIssue]  # there is one
         if self.teacher is not None and self.teacher.when == "after":
             self.teacher.follow(progress)
+
+    def configure_model(self) -> None:
+        """Shares weights out among ranks where the strategy has a mesh (trainer.strategy=fsdp)."""
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over everything that trains."""
@@ -164,9 +194,7 @@ class SSLModule(lightning.LightningModule):
         """Forgets the gradients of what is still frozen, and clips: all gradients together, or each on its own."""
         self.optim.freeze(optimizer, self.progress)
         if self.optim.clip_each and self.optim.clip is not None:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    torch.nn.utils.clip_grad_norm_(parameter, self.optim.clip)
+            self.optim.clip_apart(optimizer)
             return
         if self.optim.clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip, gradient_clip_algorithm="norm")

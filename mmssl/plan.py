@@ -24,10 +24,13 @@ class LookSpec:
         views: the views it reads; several are joined as tokens of one sequence, with a `stream` id.
         masker: where to hide; None for a look at the whole.
         corruptor: how to hide. It declares `on`: `view` (values before the tokenizer), `tokens` (cut but not yet
-            embedded: dropping) or `embedded` (mask tokens).
+            embedded: dropping) or `embedded` (mask tokens). `maskless` where it needs no masker for that. `lost`,
+            called as (look, draws), says what it took away where that is not whole tokens. `after` is a second
+            stage behind the embedding, `apart` gives every sample its own features where samples were mixed.
         network: which network encodes it.
         mask: the name of a look whose mask is shared, `~name` for its complement; None for a mask of its own.
-        guide: scores tokens for the masker (a loss predictor, a teacher's attention); None for none.
+        guide: scores tokens for the masker (a loss predictor, a teacher's attention), called with the look; None for
+            none. It may declare what it asks of the look, as targets do, and have weights.
         taps: layers that terms ask the encoder for, collected when the run is built.
         taught_taps: likewise of the teacher.
         asked: what terms ask of the look: `seen`, `whole`, `taught`. Looks that are asked the same share a call.
@@ -47,6 +50,45 @@ class LookSpec:
     answers: set[tuple[str, str, str]] = field(default_factory=set)
 
 
+class Heads:
+    """The heads of a run by name, each made when the first term asks for it.
+
+    Args:
+        makers: what makes the head of each name, called as (width).
+        twin: makes the teacher's twin of a module.
+    """
+
+    def __init__(
+        self, makers: Mapping[str, Callable[[int], nn.Module]], twin: Callable[[str, nn.Module], object]
+    ) -> None:
+        self.makers, self.twin, self.made, self.widths = makers, twin, nn.ModuleDict(), dict[str, int]()
+
+    def __call__(self, name: str, width: int) -> nn.Module:
+        """The head of a name for features of this width; and its twin.
+
+        Raises:
+            ValueError: for an unknown name, or another width than before.
+        """
+        if name not in self.makers:
+            raise ValueError(f"a term names head {name!r}, but the run has {', '.join(sorted(self.makers)) or 'none'}")
+        if name not in self.made:
+            self.made[name], self.widths[name] = self.makers[name](width), width
+            if not getattr(self.made[name], "alone", False):  # what learns from the teacher has no twin in it
+                self.twin(f"head_{name}", self.made[name])
+        if self.widths[name] != width:
+            raise ValueError(f"heads.{name} reads features of {self.widths[name]} and of {width}; give two heads")
+        return self.made[name]
+
+    def check(self) -> None:
+        """Refuses a head that no term names.
+
+        Raises:
+            ValueError: naming it.
+        """
+        if unused := sorted(set(self.makers) - set(self.made)):
+            raise ValueError(f"heads.{unused[0]}: no term names this head; give a term head: {unused[0]}, or remove it")
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a term must know of the model to be built.
@@ -58,6 +100,8 @@ class Plan:
         taps: names of the layers that the encoder of each look can give.
         networks: the network of each look.
         head: the head of a name for features of a width, made when the first term asks; its twin is made with it.
+        twin: makes the teacher's twin of a module under a name; nothing where the run has no teacher.
+        term: name of the term that is being built, and `before` those of the terms in front of it.
         taught: whether the run has a teacher.
     """
 
@@ -67,6 +111,9 @@ class Plan:
     taps: Mapping[str, tuple[str, ...]]
     networks: Mapping[str, nn.Module]
     head: Callable[[str, int], nn.Module]
+    twin: Callable[[str, nn.Module], object] = lambda name, module: None
+    term: str = ""
+    before: tuple[str, ...] = ()
     taught: bool = False
 
     def named(self, patterns: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ gradients of all of them: `gather` and `total` are differentiable in that sense,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -100,3 +101,40 @@ def offset(n: int, device: torch.device | None = None) -> int:
 def smallest(n: int, device: torch.device | None = None) -> int:
     """The smallest of a plain number that every rank has."""
     return n if world() == 1 else min(_lengths(n, device or torch.device("cpu")))
+
+
+def largest(n: int, device: torch.device | None = None) -> int:
+    """The largest of a plain number that every rank has."""
+    return n if world() == 1 else max(_lengths(n, device or torch.device("cpu")))
+
+
+def agreed(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Which of several things hold on all ranks; one message, none where there is nothing to ask."""
+    if world() == 1 or not flags:
+        return list(flags)
+    held = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(held, dist.ReduceOp.MIN)
+    return held.bool().tolist()
+
+
+def lockstep(module: object) -> bool:
+    """Whether a module's weights are shared out among ranks, so that all of them have to call it equally often."""
+    return hasattr(module, "unshard")
+
+
+def own(x: Tensor) -> Tensor:
+    """This rank's piece of a tensor that is shared out among ranks; any other tensor as it is. No message is sent."""
+    piece: Any = getattr(x, "to_local", None)
+    return x if piece is None else piece()
+
+
+def lengths(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of each tensor, (k,); of whole tensors, also where they are shared out. One message at most.
+
+    Args:
+        tensors: of one dtype and device, either all of them shared out or none.
+    """
+    norms = torch.stack(torch._foreach_norm([own(x) for x in tensors]))  # pyright: ignore[reportPrivateImportUsage]
+    if not hasattr(tensors[0], "to_local"):
+        return norms
+    return total(norms.square()).sqrt()

@@ -17,6 +17,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -149,14 +150,34 @@ def register(name: str) -> Callable[[T], T]:
     return keep
 
 
+@cache
 def roots() -> list[tuple[str, Path]]:
-    """Packages whose parts have short names: mmssl and every package of the entry-point group `mmssl`."""
+    """Packages whose parts have short names: mmssl and every package of the entry-point group `mmssl`.
+
+    A package that cannot be found is left out with a warning: the others go on working.
+    """
     found = [("mmssl", Path(__file__).parent)]
     for point in importlib.metadata.entry_points(group="mmssl"):
-        spec = importlib.util.find_spec(point.value)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            found.append((point.value, Path(place)))
+        try:
+            spec = importlib.util.find_spec(point.value)
+        except ImportError:
+            spec = None
+        places = (spec.submodule_search_locations or []) if spec else []
+        if not places:
+            owner = point.dist.name if point.dist else point.name
+            warnings.warn(
+                f"the plug-in {owner} names the package {point.value!r}, which is not there; its parts and recipes are "
+                f"missing. Install it again, or remove it: pip uninstall {owner}",
+                stacklevel=2,
+            )
+        found += [(point.value, Path(place)) for place in places]
     return found
+
+
+def plugins() -> dict[str, str]:
+    """Installed distributions that bring parts or recipes, and their versions."""
+    points = importlib.metadata.entry_points(group="mmssl")
+    return {point.dist.name: point.dist.version for point in points if point.dist is not None}
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mmssl import ranks
 from mmssl.draws import Draws
 from mmssl.joining import chunks, concat, join, joined, signature, split
 from mmssl.plan import LookSpec as LookSpec
@@ -31,6 +32,7 @@ class Step:
         number: how many optimizer steps were taken before; what the whole batch shares is drawn from it.
         chunk: encodes at most so many rows at once and once more on the way back, so that memory does not bound the
             batch (gradient caching, Gao et al. 2021); None for all at once.
+        terms: terms by name, for those that speak about others, and for guides.
     """
 
     def __init__(
@@ -44,16 +46,32 @@ class Step:
         heads: Mapping[str, Any] | None = None,
         number: int = 0,
         chunk: int | None = None,
+        terms: Mapping[str, Any] | None = None,
     ) -> None:
         self.batch, self.networks, self.teacher, self.progress = batch, networks, teacher, progress
-        self.heads, self.chunk = heads or {}, chunk
+        self.heads, self.chunk, self.terms = heads or {}, chunk, terms or {}
+        # by term and look, of each region: the tokens asked for and the loss of each, detached
+        self.losses: dict[tuple[str, str], list[tuple[Tokens, Tensor]]] = {}
+        # likewise the tokens asked for and what was answered there, with gradient
+        self.answered: dict[tuple[str, str], list[tuple[Tokens, Tensor]]] = {}
         self.draws = Draws.of(seed, batch["epoch"], batch["id"], batch.get("copy"), number)
         self.looks = {name: Look(self, spec) for name, spec in specs.items()}
         self._encoded: dict[tuple[str, str], Tokens] = {}
+        self._made: dict[Any, Any] = {}
         self._answers: dict[tuple[str, str, str, str], Tensor] = {}
 
     def __getitem__(self, name: str) -> Look:
         return self.looks[name]
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What several parts need alike: made when the first of them asks."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def cut(self, look: Look) -> Tokens:
+        """The clean tokens of a look; looks of one network at the same views share them, with masks of their own."""
+        return self.once((look.spec.network, look.spec.views), lambda: look.cut(look.views))
 
     def encoded(self, kind: str, look: Look) -> Tokens:
         """Features of a look; looks that are encoded alike and have as many tokens share one call of the encoder."""
@@ -73,19 +91,26 @@ class Step:
         like = signature(group[first.spec.name])
         if like is None or not network.joins:
             return group
-        for name, look in self.looks.items():
-            there = (kind, name) in self._encoded
-            if look is not first and not there and kind in look.kinds and look.network_of(kind) is network:
-                tokens = look.prepared(kind)
-                if signature(tokens) == like:
-                    group[name] = tokens
-        return group
+        others = {
+            name: look.prepared(kind) for name, look in self.looks.items()
+            if look is not first and (kind, name) not in self._encoded and kind in look.kinds
+            and look.network_of(kind) is network
+        }  # fmt: skip
+        alike = [signature(tokens) == like for tokens in others.values()]
+        if ranks.lockstep(network.encoder):  # lengths may differ between ranks, the number of calls may not
+            alike = ranks.agreed(alike, self.draws.keys.device)
+        return group | {name: tokens for (name, tokens), yes in zip(others.items(), alike, strict=True) if yes}
 
     def _encode(self, encoder: Any, tokens: Tokens, taps: tuple[str, ...]) -> Tokens:
         """All at once, or in chunks that are encoded again in the backward pass."""
-        if self.chunk is None or tokens.packed or len(tokens.index) <= self.chunk:
+        if self.chunk is None or tokens.packed:
             return encoder(tokens, taps)
-        parts = chunks(tokens, self.chunk)
+        count = -(-len(tokens.index) // self.chunk)
+        if ranks.lockstep(encoder):
+            count = ranks.largest(count, tokens.index.device)
+        if count <= 1:
+            return encoder(tokens, taps)
+        parts = chunks(tokens, count)
         if not torch.is_grad_enabled():
             return joined([encoder(part, taps) for part in parts])
         again: list[Any] = [checkpoint(encoder, part, taps, use_reentrant=False) for part in parts]
@@ -115,8 +140,10 @@ class Look:
         self.step, self.spec = step, spec
         self.network = step.networks[spec.network]
         self.draws = step.draws.named(spec.name)
+        self._projected: dict[str, Tokens] = {}
 
-    def _cut(self, views: list[View]) -> Tokens:
+    def cut(self, views: list[View]) -> Tokens:
+        """Views as tokens; several as one sequence."""
         parts = [self.network.tokenizer(view) for view in views]
         return parts[0] if len(parts) == 1 else concat(parts)
 
@@ -128,12 +155,20 @@ class Look:
     @cached_property
     def tokens(self) -> Tokens:
         """The clean tokens of the whole: geometry and raw values, not embedded."""
-        return self._cut(self.views)
+        return self.step.cut(self)
+
+    @cached_property
+    def embedded(self) -> Tokens:
+        """The clean tokens of the whole, embedded by the student, with what the embedding gives on its way as taps."""
+        return self.network.embed(self.tokens)
 
     @cached_property
     def score(self) -> Tensor | None:
         """What the guide says of each token, (b, n); None without a guide."""
-        return None if self.spec.guide is None else self.spec.guide(self)
+        guide = self.spec.guide
+        # kept for all who ask later: a guide that trains has its gradient also where only a mask is counted
+        with torch.set_grad_enabled(torch.is_grad_enabled() or getattr(guide, "training", False)):
+            return None if guide is None else guide(self)
 
     @cached_property
     def mask(self) -> Mask:
@@ -194,22 +229,41 @@ class Look:
     def _corrupted(self, network: Any) -> Tokens:
         """The view through mask and corruptor, embedded."""
         corruptor, draws, tokens = self.spec.corruptor, self.draws.named("corrupt"), self.tokens
-        # an embedding with statistics over all tokens (a batch norm) has to see them all
-        late = corruptor.on == "embedded" or (corruptor.on == "tokens" and getattr(network.embed, "whole", False))
         if corruptor.on == "view":
-            tokens = self._cut([corruptor(view, self, draws) for view in self.views])
-        elif not late:
-            tokens = corruptor(tokens, self.mask, draws)
-        tokens = network.embed(tokens)
-        return corruptor(tokens, self.mask, draws) if late else tokens
+            return network.embed(self.cut([corruptor(view, self, draws) for view in self.views]))
+        if corruptor.on == "embedded":
+            return corruptor(self.embedded, self.mask if self.masked else None, draws)
+        kept = corruptor(tokens, self.mask if self.masked else None, draws)
+        # an embedding with statistics over all tokens (a batch norm) has to see those that are dropped, too
+        whole = getattr(network.embed, "whole", False) and getattr(corruptor, "drops", False)
+        embedded = network.embed(tokens, kept, self.row) if whole else network.embed(kept)
+        after = getattr(corruptor, "after", None)  # one that also acts behind the embedding
+        return embedded if after is None else after(embedded, self.mask, draws)
 
     def _features(self, what: str) -> Tokens:
-        return self.step.encoded(self._kind(what), self)
+        features = self.step.encoded(self._kind(what), self)
+        if what == "seen" and hasattr(self.spec.corruptor, "apart"):  # samples that were mixed come apart
+            return self.spec.corruptor.apart(features, self.mask)
+        return features
 
     @property
     def seen(self) -> Tokens:
         """What the encoder makes of the view through mask and corruptor; of the whole where there is no corruptor."""
         return self._features("seen")
+
+    def projected(self, head: str | None) -> Tokens:
+        """`seen` through a head (by name), each token and the prefix too; a head that `mixes` is given all of them."""
+        seen = self.seen
+        if head is None:
+            return seen
+        if head not in self._projected:
+            module = self.step.heads[head]
+            if getattr(module, "mixes", False):
+                self._projected[head] = module(seen)
+            else:
+                prefix = None if seen.prefix is None else module(seen.prefix)
+                self._projected[head] = seen.but(x=module(seen.x), prefix=prefix)
+        return self._projected[head]
 
     @property
     def whole(self) -> Tokens:

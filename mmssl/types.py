@@ -88,6 +88,7 @@ class Tokens:
         taps: named intermediate layers, each (b, q + n, d) with the prefix in front.
         samples: number of samples of a packed batch, a plain int so that nothing waits for the device.
         count: number of tokens of the full sequence where it is the same for all samples, but there is no grid.
+        condition: what encoder and predictor are told about each sample, (b, k): how noisy it is (UMD).
     """
 
     raw: Tensor
@@ -106,6 +107,7 @@ class Tokens:
     taps: dict[str, Tensor] = field(default_factory=dict)
     samples: int | None = None
     count: int | None = None
+    condition: Tensor | None = None
 
     @property
     def packed(self) -> bool:
@@ -146,6 +148,7 @@ class Tokens:
             raw=pick(self.raw), pos=pick(self.pos), index=pick(self.index), x=pick(self.x), valid=kept,
             given=pick(self.given), stream=pick(self.stream), sample=pick(self.sample) if self.packed else None,
             edges=None, edge_attr=None, edge_weight=None, prefix=None, taps={},
+            condition=self.condition if row is None or self.condition is None else self.condition[row],
         )  # fmt: skip
 
     def at(self, query: Tokens, values: Tensor | None = None) -> Tensor:

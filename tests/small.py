@@ -70,3 +70,14 @@ def tokens(
 def gradients(part: torch.nn.Module) -> dict[str, torch.Tensor | None]:
     """A copy of every parameter's gradient."""
     return {name: None if p.grad is None else p.grad.clone() for name, p in part.named_parameters()}
+
+
+def photos_in(folder):
+    """Forty small pictures in a folder."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for i in range(40):
+        pixels = torch.randint(0, 256, (20, 20, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i:02d}.png")
+    return folder

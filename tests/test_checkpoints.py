@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import mmssl
 from mmssl.config.compose import ConfigError
 from mmssl.run import checkpoints
-from mmssl.run.checkpoints import fill, init_from, ours, read, save
+from mmssl.run.checkpoints import SCHEMA, fill, init_from, ours, read, save
 from tests.small import VIT, batch, module
 
 CONTENT = {
@@ -56,7 +57,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch, failing):
         raise OSError("disk full")
 
     monkeypatch.setattr(failing, broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ConfigError, match=r"disk full.*The one before is intact"):
         save({"new": torch.zeros(3)}, tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
@@ -140,6 +141,15 @@ def test_a_foreign_file_needs_its_format_named(tmp_path):
         ValueError, match=r"init_from: unknown part 'format/official/mea'; did you mean 'format/official/mae'"
     ):
         init_from(module(), f"official/mea:{tmp_path / 'mae.pth'}", 0.9)
+
+
+def test_a_file_of_a_newer_layout_is_refused(tmp_path):
+    own = {"schema": SCHEMA + 1, "versions": {"mmssl": "9.0.0"}}
+    assert ours({"mmssl": own | {"schema": SCHEMA}})["versions"] == {"mmssl": "9.0.0"}
+    with pytest.raises(
+        ConfigError, match=r"a\.ckpt was written by a newer mmssl \(layout 2, .* update mmssl to 9\.0\.0"
+    ):
+        ours({"mmssl": own}, tmp_path / "a.ckpt")
 
 
 # filling
@@ -270,3 +280,16 @@ def test_a_teacher_starts_from_what_was_loaded(tmp_path):
         second.teacher.twins["main"].parameters(), second.networks["main"].parameters(), strict=True
     ):
         assert torch.equal(twin, student)
+
+
+def test_a_trunk_of_one_modality_begins_that_of_another(tmp_path, capsys):
+    """Blocks have the same names everywhere, so that pictures may begin what goes on with recordings; it is told what did not fit."""
+    small = ["data=sample", "encoder._target_=encoder/vit", "encoder.dim=24", "encoder.depth=2", "encoder.heads=2"]
+    pictures, recordings = (mmssl.build(name, small)[0] for name in ("image/mae", "audio/audio_mae"))
+    save({"state_dict": pictures.state_dict(), "mmssl": {}}, tmp_path / "pictures.ckpt")
+    init_from(recordings, str(tmp_path / "pictures.ckpt"), 0.8)
+    found, given = recordings.kept.encoder.state_dict(), pictures.kept.encoder.state_dict()
+    blocks = [name for name in found if name.startswith("blocks.")]
+    assert len(blocks) == 24 and all(torch.equal(found[name], given[name]) for name in blocks)
+    said = capsys.readouterr().err
+    assert "of the encoder's" in said and "not in the file: networks.main.embed.proj.weight" in said

@@ -192,3 +192,14 @@ def test_bench_reports_numbers(capsys):
     assert row["step_ms"] > 0
     assert row["samples_per_s"] > 0
     assert row["forward_ms"] + row["backward_ms"] + row["optimizer_ms"] > 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As in `mmssl list recipes | head -1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "mmssl.cli", "list", "recipes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -7,7 +7,7 @@ import yaml
 
 from mmssl.config.check import check
 from mmssl.config.compose import ConfigError, compose, flat, origins
-from mmssl.config.files import CONF, SLOTS, chain, recipes
+from mmssl.config.files import CONF, SLOTS, chain
 from mmssl.registry import UnknownName
 
 PAPER = ["data=folder", "data.root=FOLDER"]
@@ -81,7 +81,7 @@ def test_preset_does_not_override_what_is_said(said):
     found = flat(composed("image/mae", said))
     assert found[key] == yaml.safe_load(value)
     for other, value in flat(composed("image/mae")).items():
-        if other != key and "view" not in other and other != "tokenizer.size":
+        if other != key and "view" not in other and other not in ("tokenizer.size", "augment"):
             assert found[other] == value, other
 
 
@@ -90,6 +90,12 @@ def test_preset_skips_what_a_part_has_no_argument_for():
     assert tree["objective"]["pixels"]["predictor"] == {"_target_": "predictor/linear"}
     assert "network" not in tree["objective"]["pixels"]["target"]
     assert composed("image/mr_mae")["objective"]["mimic"]["target"]["network"]["name"] == "vit_tiny_patch16_224"
+
+
+def test_preset_may_make_smaller_only():
+    assert composed("video/videomae")["tokenizer"]["frames"] == 8
+    assert composed("video/siammae")["tokenizer"]["frames"] == 1
+    assert composed("video/siammae", "tokenizer.frames=16")["tokenizer"]["frames"] == 16
 
 
 def test_preset_skips_the_sizes_of_a_named_encoder():
@@ -240,15 +246,10 @@ def test_a_checkpoints_config_may_not_name_import_paths(where):
 def test_slots_are_frozen():
     """A new slot is a decision: change this list with the design, not in passing."""
     assert set(SLOTS) == {
-        "meta", "recipe", "modality", "seed", "keep", "data", "views", "view", "sample_preset", "tokenizer", "encoder",
-        "streams", "masker", "corruptor", "guide", "heads", "looks", "objective", "teacher", "optim", "trainer", "logger", "evaluation",
-        "init_from", "init_share", "run",
+        "meta", "recipe", "modality", "seed", "keep", "data", "views", "view", "augment", "sample_preset", "tokenizer",
+        "encoder", "streams", "masker", "corruptor", "guide", "heads", "looks", "objective", "teacher", "optim", "trainer", "logger", "evaluation",
+        "init_from", "init_share", "run", "stages", "fit",
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", recipes())
-def test_a_recipe_has_no_slot_of_its_own(name):
-    assert set(composed(name)) <= set(SLOTS)
 
 
 # where values come from
@@ -277,6 +278,7 @@ def test_another_part_does_not_inherit_what_only_the_old_one_takes():
     [
         ("run.rot=FOLDER", "did you mean 'root'"),
         ("evaluation.limt=5", "did you mean 'limit'"),
+        ("evaluation=null", r"evaluation has to hold protocols, pool.*evaluation\.online=false measures nothing"),
         ("looks={x: {maskr: null}}", "did you mean 'masker'"),
         ("looks={x: {}, y: {views: [x], mask: z}}", "looks.y.mask"),
         ("seed=hello", "seed"),

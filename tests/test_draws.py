@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mmssl.draws import Draws, _mix, shuffle
+from mmssl.draws import Draws, _mix, _mixed, _signed, shuffle
 
 WORD = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -261,3 +261,9 @@ def test_each_gives_every_sample_its_own_numbers():
             assert torch.equal(one.integers(0, 5, 6), single.integers(0, 5, 6))
             assert torch.equal(one.order(6), single.order(6))
             assert torch.equal(one.named("crop").named("x").uniform(2), single.named("crop").named("x").uniform(2))
+
+
+def test_one_number_is_mixed_as_tensors_are():
+    """Steps and seeds are mixed as Python's numbers, samples as tensors: the same function of 64 bits."""
+    numbers = [0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF]
+    assert [_signed(_mixed(n)) for n in numbers] == _mix(torch.tensor(numbers)).tolist()

@@ -24,6 +24,7 @@ LAYERS = [
     ("run", "runs"),
     ("api",),
     ("listing", "sweep"),
+    ("verbs",),
     ("cli",),
 ]
 HYDRA = {"config", "cli", "sweep"}  # the modules that may import hydra and omegaconf

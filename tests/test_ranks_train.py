@@ -56,6 +56,14 @@ def latent(loss="mse", norm=None, **more):
     }
 
 
+def named(**more):
+    """Classes of samples, or of tokens, some of which have no label; pairs are mixed within even shares only."""
+    head = {"_target_": "head/linear", "dim": 3, "std": 0.1, "norm": "batch"}
+    loss = {"_target_": "loss/cross_entropy", "smoothing": 0.1}
+    term = {"_target_": "term/classify", "head": "classes", "loss": loss} | more
+    return {"masker": None, "corruptor": None, "heads": {"classes": head}, "objective": {"classify": term}}
+
+
 # two streams with an encoder each, contrasted and fused
 SECOND = {
     "tokenizer": {"_target_": "tokenizer/image", "size": 32, "patch": 8},
@@ -86,23 +94,60 @@ STREAMS = TWO | {
     "corruptor": {"_target_": "corruptor/drop"},
 }
 PREDICTOR = {"predictor": {"_target_": "head/mlp", "dims": [16, 8]}}
+# tokens of other samples of the global batch, and where they are
+SWAPPED = {
+    "masker": {"_target_": "masker/swap", "ratio": 0.4},
+    "corruptor": {"_target_": "corruptor/swap"},
+    "objective": {
+        "mask": PIXELS
+        | {"at": "all", "predictor": {"_target_": "predictor/pooled"}, "target": {"_target_": "target/swapped"}}
+        | {"loss": {"_target_": "loss/bce"}}
+    },
+}
+
+
+def whole(loss, **more):
+    """Whole images predicted by an encoder that keeps all tokens."""
+    term = {
+        "_target_": "term/whole",
+        "predictor": {"_target_": "predictor/linear"},
+        "target": {"_target_": "target/raw"},
+    }
+    return {"objective": {"whole": term | {"loss": {"_target_": f"whole/{loss}"}}}, "corruptor": TOKEN} | more
+
+
 CASES = {
     "loss/mse": {},
     "loss/l1": latent("l1", "standard"),
+    "loss/focal_l1": latent("focal_l1"),
     "loss/smooth_l1": latent("smooth_l1", "layer"),
     "loss/cosine": match("cosine", **PREDICTOR),
+    "loss/cross_entropy": named(),
+    "loss/bce": SWAPPED,
+    "loss/cells": {"objective": {"cells": PIXELS | {"loss": {"_target_": "loss/cells", "classes": 3}}}},
     "loss/soft_ce": match("soft_ce", MANY, normalize={"_target_": "norm/center"}),
     "loss/info_nce": match("info_nce", PLAIN, EMA | {"when": "before"}, **PREDICTOR),
     "loss/clip": STREAMS,
+    "loss/token_info_nce": latent("token_info_nce", target={"_target_": "target/asked"}),
     "loss/relation": match("relation"),
     "loss/chamfer": {"objective": {"points": PIXELS | {"loss": {"_target_": "loss/chamfer"}}}},
     "loss/scaled_cosine": latent("scaled_cosine"),
+    "loss/token_relation": {"objective": {"pixels": PIXELS | {"loss": {"_target_": "loss/token_relation", "heads": 4}}}},
+    "loss/known_mse": {"objective": {"pixels": PIXELS | {"loss": {"_target_": "loss/known_mse"}}}},
     "set/ntxent": pair("ntxent", PROJ | {"joint": True}),
     "set/barlow": pair("barlow"),
+    "set/mixture": pair(
+        "mixture",
+        looks={"a": {}, "b": {}, "m": {"views": ["a"], "corruptor": {"_target_": "corruptor/mixture", "other": "b"}}},
+        objective={"set": {"_target_": "term/set", "looks": ["a", "b", "m"], "head": "proj", "loss": {"_target_": "set/mixture", "unit": True}}},
+    ),
     "set/vicreg": pair("vicreg", PROJ | {"norm": "layer"}),
     "set/koleo": pair("koleo"),
     "set/invariance": pair("invariance", views={"a": [], "b": [], "c": []}),
     "set/sigreg": pair("sigreg"),
+    "whole/spectrum": whole("spectrum", masker=None, corruptor={"_target_": "corruptor/frequency", "radius": 4}),
+    "whole/focal_spectrum": whole("focal_spectrum"),
+    "whole/complement": whole("complement", masker=None, corruptor={"_target_": "corruptor/project"}),
     "norm/layer": latent(norm="layer"),
     "norm/standard": latent(norm="standard"),
     "norm/unit": latent(norm="unit"),
@@ -112,13 +157,72 @@ CASES = {
     "norm/sinkhorn": match("soft_ce", MANY, None, normalize={"_target_": "norm/sinkhorn"}),
     "head/mlp": match("cosine", PLAIN, None, **PREDICTOR),
     "head/prototypes": match("soft_ce", MANY | {"rows": "reset", "norm": "batch", "joint": True}, normalize={"_target_": "norm/sinkhorn", "each": True}),
+    "head/linear": named(pool="token"),
+    "head/clusters": {
+        "heads": {"clusters": {"_target_": "head/clusters", "count": 12}}, "teacher": EMA,
+        "objective": {
+            "clusters": {"_target_": "term/cluster", "head": "clusters"},
+            "latent": PIXELS | {"target": {"_target_": "target/clusters", "head": "clusters"}, "loss": {"_target_": "loss/soft_ce"}},
+        },
+    },
+    "head/neighbours": latent(
+        project="proj", target={"_target_": "target/neighbours", "head": "proj"}
+    ) | {"heads": {"proj": {"_target_": "head/neighbours", "heads": 4}}},
     "head/feedforward": match("mse", {"_target_": "head/feedforward", "dim": 8}),
     "teacher/ema": match("mse"),
 }  # fmt: skip
 # blocks drawn for the whole batch, contexts cut to its shortest
 BLOCKS = {"_target_": "masker/multiblock", "targets": 3, "min_keep": 2, "context": [0.9, 1.0]}
-WHOLE = {"a batch of blocks": latent("smooth_l1", "layer") | {"masker": BLOCKS}}
-KINDS = ("loss", "set", "norm", "head", "teacher")
+# codes that follow the vectors of all ranks, placed by those of the first batch
+DECODED = {"_target_": "encoder/vit", "dim": 16, "depth": 1, "heads": 4}
+QUANTIZED = {"_target_": "predictor/quantized", "decoder": DECODED, "count": 9, "dim": 6, "decay": 0.9}
+TOKENIZER = {
+    "masker": None,
+    "corruptor": None,
+    "objective": {
+        "features": PIXELS | {"at": "all", "predictor": QUANTIZED, "loss": {"_target_": "loss/cosine"}},
+        "commitment": {"_target_": "term/aside", "of": "features", "name": "commitment"},
+    },
+}
+# pairs of tokens are counted over the batch, and masks follow what the teacher foretells
+FORETOLD = {
+    "objective": {"pixels": PIXELS, "order": {"_target_": "term/rank", "of": "pixels", "predictor": PIXELS["predictor"]}},
+    "guide": {"_target_": "guide/loss"}, "masker": {"_target_": "masker/guided", "share": 0.5}, "teacher": EMA,
+}  # fmt: skip
+# a guide that is trained, by what was lost on the tokens it did not draw
+DRAWN = {
+    "objective": {"pixels": PIXELS, "sampling": {"_target_": "term/policy", "of": "pixels", "weight": 1.0}},
+    "guide": {"_target_": "guide/policy", "heads": 4, "dropout": 0.0}, "masker": {"_target_": "masker/sampled", "log": True},
+}  # fmt: skip
+ALIKE = {"_target_": "term/similarity", "wanted": 0.3}
+# one half of the batch is noised, the other is not, and both share a decoder
+DENOISE = {"_target_": "term/predict", "target": {"_target_": "target/denoise"}, "loss": {"_target_": "loss/known_mse"}}
+
+
+def half(rest):
+    """One half of a batch, masked at random."""
+    return {"_target_": "masker/share", "rest": rest, "masker": {"_target_": "masker/random"}}
+
+
+HALVES = {
+    "encoder": {"_target_": "encoder/adaln", "dim": 32, "depth": 1, "heads": 4},
+    "looks": {
+        "x": {"masker": half(False)},
+        "noised": {"views": ["x"], "masker": half(True), "corruptor": {"_target_": "corruptor/diffuse"}},
+    },
+    "objective": {
+        "clean": DENOISE | {"predictor": {"_target_": "predictor/adaln", "depth": 1, "heads": 4}},
+        "noised": DENOISE | {"look": "noised", "of": "clean", "at": ["hidden", "visible"]},
+    },
+}
+SPANS = {"_target_": "masker/spans", "ratio": 0.5, "length": 3}
+WHOLE = {
+    "a batch of blocks": latent("smooth_l1", "layer") | {"masker": BLOCKS}, "losses foretold": FORETOLD,
+    "halves of a batch": HALVES, "learned codes": TOKENIZER,
+    "equal spans": latent() | {"masker": SPANS, "corruptor": TOKEN}, "tokens drawn": DRAWN,
+    "similarities": {"objective": {"pixels": PIXELS, "answers": ALIKE | {"of": "pixels"}, "seen": ALIKE}},
+}  # fmt: skip
+KINDS = ("loss", "set", "whole", "norm", "head", "teacher")
 SHARES = {1: [(0, 7)], 2: [(0, 5), (5, 2)], 3: [(0, 3), (3, 2), (5, 2)]}
 LAST = {1: [(0, 6)], 2: [(0, 3), (3, 3)], 3: [(0, 3), (3, 1), (4, 2)]}  # the last batch is smaller
 STEPS = 5
@@ -147,6 +251,9 @@ def own(case, world, rank, step, dtype):
     first, count = (LAST if step == STEPS - 1 else SHARES)[world][rank]
     names = tuple(case.get("views", {"x": []}))
     made = batch(count, 10 * step + first, names, epoch=step)
+    made["label"] = made["id"] % 4 - 1  # a sample of four has none
+    if any(term.get("pool") == "token" for term in case.get("objective", {}).values()):
+        made["label"] = (made["id"].unsqueeze(1) + torch.arange(16)) % 4 - 1
     return made | {name: View(made[name].data.to(dtype), "image") for name in names}
 
 
@@ -209,9 +316,8 @@ def test_ranks_train_what_one_rank_trains(ranks, name):
     moved = {k for k, v in alone["state"].items() if v.is_floating_point() and (v - start[k]).abs().max() > 1e-4}
     assert moved, "nothing was trained"
     for world in (2, 3):
-        total = sum(float(found[name, torch.float64]["loss"]) for found in ranks[world])
-        assert total == pytest.approx(float(alone["loss"]), rel=1e-9)
         for found in ranks[world]:
+            assert float(found[name, torch.float64]["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-9)
             for key, value in alone["state"].items():
                 torch.testing.assert_close(
                     found[name, torch.float64]["state"][key], value, rtol=1e-9, atol=1e-9, msg=key

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import pytest
 
 from mmssl.config.check import check
-from mmssl.config.compose import compose, flat
-from mmssl.config.files import EXPERIMENTS, count_lines, describe, merged, recipe_file, recipes
+from mmssl.config.compose import compose
+from mmssl.config.files import EXPERIMENTS, SLOTS, count_lines, describe, merged, recipe_file, recipes
 
 PAPER = ["data=folder", "data.root=FOLDER"]
 FAMILIES = {"mae", "jepa", "contrastive", "distillation"}
 
 
+@functools.cache  # composing takes a third of a second
+def _composed(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    return compose(name, list(overrides))
+
+
 def composed(name: str, *overrides: str, trust: bool = True) -> dict[str, Any]:
-    tree = compose(name, list(overrides))
+    tree = copy.deepcopy(_composed(name, overrides))
     check(tree, trust=trust)
     return tree
+
+
+def targets(node: Any) -> list[str]:
+    """The names of all parts of a tree, also in lists."""
+    below = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    own = [node["_target_"]] if isinstance(node, dict) and "_target_" in node else []
+    return own + [name for value in below for name in targets(value)]
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -25,6 +39,7 @@ def test_shipped_recipes_compose_at_both_sizes(name):
     for overrides in ([], PAPER):
         tree = composed(name, *overrides, trust=False)
         assert tree["objective"] and tree["views"]
+    assert set(tree) <= set(SLOTS), "a recipe has no slot of its own"
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -49,9 +64,7 @@ def test_plain_yaml_says_the_same_as_hydra(name):
     )
     assert row.get("streams") == streams and set(streams or []) <= set(tree["views"])
     assert row["family"] == tree["meta"]["family"] and row["paper"] == tree["meta"]["paper"]
-    targets = {value for key, value in flat(tree).items() if key.endswith("_target_")}
-    targets |= {node["_target_"] for view in tree["views"].values() for node in view}
-    assert set(row["parts"]) - {"predictor/transformer"} <= targets
+    assert set(row["parts"]) - {"predictor/transformer"} <= set(targets(tree))
     assert 0 < row["lines"] < 40
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mmssl
-from mmssl.config.files import recipes
+from mmssl.config.files import chain, recipes
 
 # by recipe, patterns of parameters that have no gradient in every step, and why
 IDLE: dict[str, tuple[str, ...]] = {}
@@ -20,16 +20,32 @@ def small(name):
     return [] if name.startswith("graph/") else ["data.batch_size=4"]
 
 
-@pytest.mark.parametrize("name", recipes())
-def test_every_recipe_takes_a_step(name):
+def steps():
+    """Every recipe, and those of its stages that train and are no recipe of their own."""
+    for name in recipes():
+        yield pytest.param(name, None, id=name)
+        for stage, said in chain(name)[-1][1].get("stages", {}).items():
+            if not {"fit", "recipe"} & set(said):
+                yield pytest.param(name, stage, id=f"{name}-{stage}")
+
+
+@pytest.mark.parametrize(("name", "stage"), [*steps()])
+def test_every_recipe_takes_a_step(name, stage):
     torch.set_num_threads(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random teachers say so
-        module, data = mmssl.build(name, ["data=sample", *small(name)])
+        module, data = mmssl.build(name, ["data=sample", *small(name)], stage)
     module.train()
     batch = data.batch([(0, i) for i in range(data.batch_size)])
+    found = {}
+    for key, term in module.objective.items():
+        term.register_forward_hook(lambda _, given, out, key=key: found.update({key: (given[0], out[1])}))
     loss = module.training_step(batch)
     loss.backward()
+    for key, term in module.objective.items():  # what is known before anything is encoded
+        step, weight = found[key]
+        assert not term.count(step).is_floating_point()
+        torch.testing.assert_close(term.count(step), weight.detach(), check_dtype=False)
     assert math.isfinite(float(loss.detach()))
     idle = [key for key, p in module.named_parameters() if p.requires_grad and p.grad is None]
     idle = [key for key in idle if not any(key.startswith(known) for known in IDLE.get(name, ()))]

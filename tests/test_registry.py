@@ -94,6 +94,7 @@ def test_entry_points_add_packages(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     point = importlib.metadata.EntryPoint("plugin", "mmssl_test_plugin", "mmssl")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == "mmssl" else [])
+    registry.roots.cache_clear()
     registry.entries.cache_clear()
     try:
         assert "mmssl_test_plugin" not in sys.modules
@@ -102,6 +103,7 @@ def test_entry_points_add_packages(tmp_path, monkeypatch):
         assert found.load()(5, 3) == 2
         assert "loss/mse" in registry.names("loss")
     finally:
+        registry.roots.cache_clear()
         registry.entries.cache_clear()
 
 

@@ -11,6 +11,7 @@ import torch
 import mmssl
 from mmssl.cli import main
 from mmssl.config.compose import ConfigError
+from mmssl.run.metrics import Table
 
 TINY = [
     "data=sample", "trainer.max_steps=3", "trainer.log_every=1", "data.batch_size=16", "encoder.dim=24", "encoder.depth=1",
@@ -24,6 +25,33 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMSSL_RUNS", str(tmp_path_factory.mktemp("runs")))
         yield mmssl.pretrain("image/mae", TINY)
+
+
+def test_accumulated_passes_are_the_large_batch(tmp_path, capsys):
+    """Rows with missing cells: passes ask for unequal numbers of tokens, in two regions."""
+    said = ["data=sample", "data.batch_size=32", "trainer.max_steps=6", "trainer.log_every=1", "evaluation.limit=20"]
+    said += ["evaluation.protocols.linear=null", "trainer.accelerator=cpu", f"run.root={tmp_path}"]
+    runs = [mmssl.pretrain("tabular/remasker", [*said, f"trainer.accumulate={n}"]) for n in (1, 4)]
+    one, other = ([float(row["train/loss"]) for row in Table.read(run.path / "metrics.csv") if "train/loss" in row] for run in runs)  # fmt: skip
+    assert len(one) == 6 and one == pytest.approx(other, rel=1e-5)
+    assert "not the step of the whole batch" not in capsys.readouterr().err
+
+
+def test_passes_that_compare_samples_are_told_apart(tmp_path, capsys):
+    said = [
+        "data=sample",
+        "data.batch_size=8",
+        "trainer.max_steps=1",
+        "evaluation.protocols.linear=null",
+        "evaluation.protocols.knn=null",
+        "evaluation.limit=40",
+        f"run.root={tmp_path}",
+    ]
+    mmssl.pretrain("tabular/scarf", [*said, "trainer.accumulate=2"])
+    told = (
+        "trainer.accumulate=2 is not the step of the whole batch: objective.contrast compares samples within one pass"
+    )
+    assert told in capsys.readouterr().err
 
 
 def test_load_gives_the_trained_encoder(run):

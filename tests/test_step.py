@@ -200,7 +200,7 @@ def test_step_knows_its_looks():
         ({"corruptor": {"_target_": "corruptor/drop"}, "encoder": {"_target_": "encoder/beit", "dim": 16, "depth": 1, "heads": 2}},
          r"corruptor: corruptor/drop works with encoders that accept sequence or set or grid.*accepts 'full'"),
         ({"objective": {"pixels": PIXELS | {"look": "q"}}}, r"objective.*names look 'q', but the run has x"),
-        ({"objective": {"pixels": PIXELS | {"at": "here"}}}, r"`at` has to be 'hidden', 'visible' or 'all', or a list of them \(got 'here'\)"),
+        ({"objective": {"pixels": PIXELS | {"at": "here"}}}, r"`at` has to be 'hidden', 'visible', 'all' or 'kept', or a list of them \(got 'here'\)"),
         ({"keep": "teacher"}, r"keep has to be 'student', or 'teacher' in a run with a teacher"),
         ({"masker": {"_target_": "masker/random", "ratio": 75}}, r"masker\.ratio.*\(got 75\); did you mean 0\.75\?"),
         ({"tokenizer": {"_target_": "tokenizer/image", "size": 30, "patch": 8}}, r"tokenizer\.patch=8 does not divide data\.size=30"),

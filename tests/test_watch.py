@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -52,3 +54,17 @@ def test_it_ends_the_run_where_told_to():
 def test_an_unknown_verdict_is_refused():
     with pytest.raises(ValueError, match=r"trainer\.stop_on: there is no verdict 'colapsed'; warning, collapsed"):
         settings(stop_on=["colapsed"])
+
+
+def test_peak_memory_is_that_of_the_process_itself():
+    """And not of a larger one that started it, with which the system's own count begins."""
+    child = "from mmssl.run.device import peak_memory; print(peak_memory())"
+    parent = (
+        "import subprocess, sys\n"
+        "held = bytearray(b'1') * (3 << 30)\n"
+        f"print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True, check=True).stdout)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=True, timeout=300
+    ).stdout
+    assert 50 < int(told) < 2500

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = {"mmssl": "mmssl", "conf": "mmssl/conf", "experiments": "mmssl/experiments"}
+SHIPPED = {"mmssl": "mmssl", "conf": "mmssl/conf", "experiments": "mmssl/experiments", "hydra_plugins": "hydra_plugins"}
 
 
 def run(*command, **options):
@@ -88,3 +88,5 @@ def test_lists_and_trains_away_from_the_checkout(away, tmp_path):
     (written,) = (tmp_path / "runs" / "image" / "mae").glob("*/summary.json")
     assert json.loads(written.read_text()) == printed
     assert (printed["recipe"], printed["status"], printed["steps"]) == ("image/mae", "completed", 2)
+    code = "from hydra.core.plugins import Plugins; from hydra.plugins.launcher import Launcher; print(Plugins.instance().discover(Launcher))"
+    assert "SlurmLauncher" in run(away, "-c", code, cwd=tmp_path, env=env).stdout

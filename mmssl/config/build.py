@@ -72,13 +72,14 @@ def networks(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Net
 
 def fresh_network(tree: Mapping[str, Any], facts: Mapping[str, Any], seed: int) -> Network:
     """A network with random weights: the same architecture and facts, nothing loaded."""
-    bare = dict(tree) | {"encoder": _without_weights(tree["encoder"])}
+    bare = dict(tree) | {"encoder": without_weights(tree["encoder"])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return network(bare, facts)
 
 
-def _without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder's configuration that begins at random, whatever it fetched or read."""
     known = entry(node["_target_"]).arguments if "/" in node["_target_"] else {}
     off = {"pretrained": False, "weights": None}
     return dict(node) | {key: value for key, value in off.items() if key in known}
@@ -108,9 +109,11 @@ def looks(tree: Mapping[str, Any], nets: Mapping[str, Network]) -> dict[str, Loo
         if key not in corruptors:
             corruptors[key] = _corruptor(wanted, nets[net])
         corruptor = corruptors[key]
-        if corruptor is not None and masker is None and shared is None and corruptor.on != "view":
+        maskless = corruptor is None or corruptor.on == "view" or getattr(corruptor, "maskless", False)
+        if masker is None and shared is None and not maskless:
             raise ConfigError(f"{where}: a corruptor needs a masker that says what is hidden")
-        guide = make(said.get("guide", tree.get("guide")))
+        guide = make(said.get("guide", tree.get("guide")), f"{where}.guide")
+        guide = None if guide is None else guide(nets[net].spec, nets[net].dim)
         found[name] = LookSpec(name, views, masker, corruptor, net, shared, guide)
     return found
 
@@ -143,6 +146,7 @@ def module(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> SSLModule:
             SSLModule,
             nets,
             looks(tree, nets),
+            # a stage or an override takes a term of its recipe away by null
             make(tree["objective"], "objective"),
             make(tree["optim"], "optim"),
             facts["samples"] if tree["data"]["batch_size"] == "full" else tree["data"]["batch_size"],

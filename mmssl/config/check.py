@@ -37,7 +37,8 @@ def check(tree: Any, where: str = "", trust: bool = True) -> None:
     if "_target_" in tree:
         _check_part(tree, where, trust)
     for key, value in tree.items():
-        check(value, f"{where}.{key}" if where else str(key), trust)
+        if where or key != "stages":  # each stage is a configuration, and is checked as one
+            check(value, f"{where}.{key}" if where else str(key), trust)
 
 
 def _check_part(node: dict[str, Any], where: str, trust: bool) -> None:

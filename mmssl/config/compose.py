@@ -6,6 +6,7 @@ To Hydra a recipe is the override `recipe=image/mae` of one root config, so that
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 from typing import Any
 
@@ -23,7 +24,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from yaml import YAMLError
 
 from mmssl import registry
-from mmssl.config.files import CONF, EXPERIMENTS, GROUPS, SLOTS, options, recipe_file
+from mmssl.config.files import CONF, GROUPS, SLOTS, UNTRAINED, folders, options, recipe_file
 from mmssl.registry import suggest
 
 
@@ -32,7 +33,7 @@ class ConfigError(ValueError):
 
 
 class RecipeSource(FileConfigSource):
-    """Shows `experiments/` to Hydra as the group `recipe`, and any user's file by its absolute path."""
+    """Shows an `experiments/` to Hydra as the group `recipe`, and any user's file by its absolute path."""
 
     @staticmethod
     def scheme() -> str:
@@ -72,17 +73,22 @@ class RecipeSource(FileConfigSource):
 
 
 class RecipePath(SearchPathPlugin):
-    """Adds the recipes to Hydra's search path."""
+    """Adds the recipes, and what plug-ins bring, to Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Appends `experiments/`."""
-        search_path.append("mmssl", f"recipes://{EXPERIMENTS}")
+        """Appends every `experiments/`, and the `conf/` of plug-ins."""
+        for folder in folders("experiments"):
+            search_path.append("mmssl", f"recipes://{folder}")
+        for folder in folders("conf")[1:]:  # Hydra knows our own
+            search_path.append("mmssl", f"file://{folder}")
 
 
 def plug_in() -> None:
     """Makes the recipes known to Hydra; safe to call twice."""
     Plugins.instance().register(RecipeSource)
     Plugins.instance().register(RecipePath)
+    # where a stage lies is known when the run begins; `mmssl.config.stages` puts it in
+    OmegaConf.register_new_resolver("stage", "stage:{}".format, replace=True)
 
 
 def overrides_of(recipe: str | None, given: list[str]) -> list[str]:
@@ -158,7 +164,9 @@ def compose(recipe: str | None, given: list[str]) -> dict[str, Any]:
     tree["data"].pop("preset", None)
     _switch_parts(tree, switched + overrides)
     tree["recipe"] = next(o for o in overrides if o.startswith("recipe=")).partition("=")[2]
-    return tree
+    # null takes away what is inherited
+    tree["objective"] = {name: term for name, term in (tree.get("objective") or {}).items() if term is not None}
+    return tree | UNTRAINED if tree.get("fit") else tree
 
 
 def _exchanged(tree: dict[str, Any], preset: list[str], overrides: list[str]) -> list[str]:
@@ -210,13 +218,17 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
 def _applicable(tree: dict[str, Any], preset: list[str], overrides: list[str]) -> list[str]:
     """A data set's preset, without what the user says anyway or what the chosen parts have no argument for.
 
-    `*` in a key stands for every name at that place: `objective.*.predictor.depth=2`.
+    `*` in a key stands for every name at that place: `objective.*.predictor.depth=2`. `tokenizer.frames<=8` makes
+    smaller what is larger, and leaves what is less.
     """
     said = {o.partition("=")[0].lstrip("+~") for o in overrides}
     kept = []
     for entry in preset:
         key, _, value = entry.partition("=")
-        for path in _paths(tree, key.split(".")):
+        least = float(value) if key.endswith("<") else None
+        for path in _paths(tree, key.removesuffix("<").split(".")):
+            if least is not None and (flat(tree).get(path) or math.inf) <= least:
+                continue
             if path not in said and (path in GROUPS or _has_argument(tree, path)):
                 kept.append(_normal(f"{path}={value}"))
     return kept

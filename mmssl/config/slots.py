@@ -8,11 +8,11 @@ from typing import Any
 from mmssl.config.compose import ConfigError
 from mmssl.registry import entries, entry, names, suggest
 
-KEYS = {"run": ("root",), "evaluation": ("protocols", "pool", "limit", "every_epochs")}
+KEYS = {"run": ("root",), "evaluation": ("protocols", "pool", "limit", "memory_mb", "every_epochs", "online")}
 POOLS = ("mean", "sum", "max", "meanmax", "cls")  # as in mmssl.types, which needs torch
 LOOK = ("views", "masker", "corruptor", "guide", "mask", "network")
 STREAM = ("tokenizer", "encoder", "facts")
-PARTS = ("tokenizer", "encoder", "masker", "corruptor", "guide", "teacher", "optim", "trainer", "data")
+PARTS = ("tokenizer", "encoder", "masker", "corruptor", "guide", "teacher", "optim", "trainer", "data", "fit")
 
 
 def check_slots(tree: Mapping[str, Any]) -> None:
@@ -22,7 +22,10 @@ def check_slots(tree: Mapping[str, Any]) -> None:
         ConfigError: naming the key, what was got and what was probably meant.
     """
     for slot, known in KEYS.items():
-        _known(tree.get(slot) or {}, known, slot)
+        if not isinstance(tree.get(slot), dict):
+            hint = "; evaluation.protocols=null evaluation.online=false measures nothing" * (slot == "evaluation")
+            raise ConfigError(f"{slot} has to hold {', '.join(known)} (got {tree.get(slot)!r}){hint}")
+        _known(tree[slot], known, slot)
     for slot in PARTS:
         value = tree.get(slot)
         if value is not None and not (isinstance(value, dict) and "_target_" in value):
@@ -116,7 +119,7 @@ def _check_modality(node: Any, modality: str, where: str = "") -> None:
 
 def made_for(part: str) -> str:
     """The modality whose folder a registered part lies in; empty for parts of all modalities."""
-    return entry(part).module.partition("mmssl.modalities.")[2].split(".")[0]
+    return entry(part).module.partition(".modalities.")[2].split(".")[0]
 
 
 def _known(given: Iterable[str], known: Iterable[str], where: str) -> None:

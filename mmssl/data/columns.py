@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _READABLE = (".parquet", ".csv", ".tsv")
-_LABELS = ("label", "labels", "class", "target")
+LABELS = ("label", "labels", "class", "target")
 _SAMPLES = ("path", "file", "file_name", "filename", "filepath", "image", "img", "audio", "video", "bytes")
 
 
@@ -80,15 +80,15 @@ def find_columns(
         ValueError: where a column asked for is not there, or none can hold samples, with the columns there are.
     """
     schema = _schema(file)
-    samples = _asked(column, "column", schema, file) or _guess(schema, extensions, file)
-    split = _asked(split, "split", schema, file) or ("split" if "split" in schema.names else None)
+    samples = asked_column(column, "column", schema, file) or _guess(schema, extensions, file)
+    split = asked_column(split, "split", schema, file) or ("split" if "split" in schema.names else None)
     if label is False:
         return samples, None, split
-    labels = _asked(None if label is True else label, "label", schema, file)
-    labels = labels or next((name for name in _LABELS if name in schema.names and name != samples), None)
+    labels = asked_column(None if label is True else label, "label", schema, file)
+    labels = labels or next((name for name in LABELS if name in schema.names and name != samples), None)
     if label is True and labels is None:
         raise ValueError(
-            f"data.source.label=true, but {file} has no column called {', '.join(_LABELS)}; set data.source.label to "
+            f"data.source.label=true, but {file} has no column called {', '.join(LABELS)}; set data.source.label to "
             f"one of its columns: {', '.join(schema.names)}"
         )
     return samples, labels, split
@@ -114,7 +114,7 @@ def read(file: Path, samples: str, labels: str | None, splits: str | None) -> Ta
         table[samples],
         None if labels is None else table[labels],
         None if splits is None else table[splits],
-        None if labels is None else _class_names(table.schema.metadata, labels),
+        None if labels is None else class_names(table.schema.metadata, labels),
     )
 
 
@@ -185,7 +185,8 @@ def _values(table: Table) -> list[Any] | None:
     return values
 
 
-def _asked(name: str | None, key: str, schema: pa.Schema, file: Path) -> str | None:
+def asked_column(name: str | None, key: str, schema: pa.Schema, file: Path) -> str | None:
+    """The column that the key asks for, None where it asks for none; ValueError where there is no such column."""
     if name is None or name in schema.names:
         return name
     raise ValueError(
@@ -239,7 +240,7 @@ def _csv(file: Path, columns: list[str] | None) -> pa.Table:
     )
 
 
-def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
+def class_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
     """Names of a ClassLabel column in the metadata that the Hugging Face `datasets` library writes."""
     written = json.loads((metadata or {}).get(b"huggingface", b"{}"))
     feature = written.get("info", {}).get("features", {}).get(column, {})

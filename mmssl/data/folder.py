@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import torch
 
-from mmssl.data.source import SPLITS, Adapter, Dataset, Files, find_root, hold_out
+from mmssl.data.segments import SegmentFiles
+from mmssl.data.source import SPLITS, Adapter, Dataset, Files, find_root
+from mmssl.data.subset import hold_out
 from mmssl.registry import register, suggest
 
 
@@ -20,7 +22,7 @@ class Folder:
 
     * Subfolders `train`, `val` and `test` (and nothing else at the top) are used as splits.
     * Below that, or below the root, subfolders are classes if every file lies in one and there are at least two.
-    * Labelled data without `val` and `test` hold out `test_share` of each class; see `mmssl.data.source.hold_out`.
+    * Labelled data without `val` and `test` hold out `test_share` of each class; see `mmssl.data.subset.hold_out`.
     * Files that lie flat are unlabelled.
 
     Hidden files are left out, links are followed.
@@ -30,10 +32,21 @@ class Folder:
         root: the folder.
         test_share: share of each class that becomes the test split.
         labels: false takes subfolders as mere order, true refuses data without classes, null finds out.
+        segments: a folder of files that say the class of each element (pixel, point) of a sample, each at the sample's
+            path but for the ending: `train/cat/7.png` for `train/cat/7.jpg`. A sample without one has no classes.
     """
 
-    def __init__(self, adapter: Adapter, *, root: str, test_share: float = 0.1, labels: bool | None = None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        *,
+        root: str,
+        test_share: float = 0.1,
+        labels: bool | None = None,
+        segments: str | None = None,
+    ) -> None:
         self.adapter, self.root, self.test_share, self.labels = adapter, root, test_share, labels
+        self.segments = segments
 
     def splits(self) -> dict[str, Dataset]:
         """Data sets by split.
@@ -44,7 +57,50 @@ class Folder:
         root = find_root(self.root)
         if not root.is_dir():
             raise ValueError(f"data.root={self.root} is a file, not a folder; for a table of files use data=manifest")
-        return arranged(scan(root, self.adapter), root, partial(Files, self.adapter), self.test_share, self.labels)
+        names = scan(root, self.adapter)
+        beside = None if self.segments is None else _beside(self.adapter, self.segments, root, names)
+
+        def make(folder: Path, own: list[str], *more: Any) -> Dataset:
+            files = None
+            if beside is not None:
+                top = folder.relative_to(root)
+                files = SegmentFiles(beside[0], [beside[1].get(_stem(top / name)) for name in own])
+            return Files(self.adapter, folder, own, *more, segments=files)
+
+        return arranged(names, root, make, self.test_share, self.labels)
+
+
+def _stem(path: PurePath) -> str:
+    return path.with_suffix("").as_posix()
+
+
+def _beside(adapter: Any, segments: str, root: Path, names: list[str]) -> tuple[Callable[..., Any], dict[str, Path]]:
+    """What reads a file of elements' classes, and these files by their path in the folder, without ending."""
+    if not hasattr(adapter, "segments"):
+        raise ValueError(
+            f"data.source.segments={segments}: {adapter.name} samples have no elements whose classes could be read "
+            "from files; leave the key away"
+        )
+    folder = find_root(segments)
+    if folder.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"data.source.segments={segments} lies in data.root={root}, all of whose files are samples; put the two "
+            "folders side by side"
+        )
+    found = {
+        _stem((top / name).relative_to(folder)): top / name
+        for top, _, files in walk(folder)
+        for name in files
+        if name.lower().endswith(adapter.segment_extensions)
+    }
+    if not any(_stem(PurePath(name)) in found for name in names):
+        endings = ", ".join(adapter.segment_extensions)
+        raise ValueError(
+            f"data.source.segments={segments} holds no file for any sample: looked for "
+            f"{_stem(PurePath(names[0]))} with {endings}, the path of {names[0]}, and found {len(found)} files"
+            f"{suggest(_stem(PurePath(names[0])), found)}"
+        )
+    return adapter.segments, found
 
 
 def arranged(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmssl.data.sampler import EpochBatches
+from mmssl.data.segments import Segments, mover
+from mmssl.data.skipped import Unreadable, try_read
 from mmssl.data.source import Adapter, BadSample, Dataset
 from mmssl.draws import Draws
 from mmssl.registry import register, suggest
@@ -19,12 +23,8 @@ Op = Callable[[Any, Draws], Any]
 
 # After so many unreadable samples in a row something else is wrong than a few broken files.
 _IN_A_ROW = 100
-# A share of unreadable samples says nothing before so many were read.
-_ENOUGH = 20
-
-
-class Unreadable(ValueError):
-    """More samples cannot be read than `data.bad_share` allows."""
+# Seconds that workers outlive a request to end.
+_GRACE = 30
 
 
 @register("view/of")
@@ -45,6 +45,25 @@ class Of:
         return sample
 
 
+@register("view/like")
+class Like:
+    """Begins a view from the sample itself and lets its operations draw what those of another view draw, one by one.
+
+    So the same crop and flip come to two frames of a video (SiamMAE). It has to be a view's first operation, and the
+    other view has to stand before it.
+
+    Args:
+        name: the other view.
+    """
+
+    def __init__(self, *, name: str) -> None:
+        self.other = name
+
+    def __call__(self, sample: Any, draws: Draws) -> Any:
+        """The sample, as it is."""
+        return sample
+
+
 def check_views(views: Mapping[str, Sequence[Op]], where: str = "views") -> None:
     """Refuses views that begin with one that is not there yet.
 
@@ -54,23 +73,15 @@ def check_views(views: Mapping[str, Sequence[Op]], where: str = "views") -> None
     made: list[str] = []
     for name, ops in views.items():
         for i, op in enumerate(ops):
-            if not isinstance(op, Of):
+            if not isinstance(op, Of | Like):
                 continue
-            key = f"{where}.{name}[{i}]"
+            key, part = f"{where}.{name}[{i}]", "view/of" if isinstance(op, Of) else "view/like"
             if i:
-                raise ValueError(f"{key}: view/of has to be the first operation of its view; put it in front")
+                raise ValueError(f"{key}: {part} has to be the first operation of its view; put it in front")
             if op.other not in made:
                 why = "which has to stand before it" if op.other in views else "which there is not"
-                raise ValueError(f"{key}: view/of names view {op.other!r}, {why}{suggest(op.other, made)}")
+                raise ValueError(f"{key}: {part} names view {op.other!r}, {why}{suggest(op.other, made)}")
         made.append(name)
-
-
-def try_read(dataset: Dataset, i: int) -> tuple[Any, str | None]:
-    """The i-th sample and no reason, or nothing and the reason why it cannot be read."""
-    try:
-        return dataset.read(i), None
-    except (ValueError, OSError) as error:
-        return None, str(error) or type(error).__name__
 
 
 class Batches(torch.utils.data.Dataset[dict[str, Any]]):
@@ -84,6 +95,7 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         channels: what samples are converted to; None leaves them.
         replace: an unreadable sample is replaced by the next readable one; else left out.
         repeats: rows of each sample, with draws of their own.
+        segments: classes of the samples' elements, which every operation has to move along; None leaves them out.
     """
 
     def __init__(
@@ -95,8 +107,9 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         channels: int | None,
         replace: bool,
         repeats: int = 1,
+        segments: Segments | None = None,
     ) -> None:
-        self.dataset, self.adapter, self.views = dataset, adapter, views
+        self.dataset, self.adapter, self.views, self.segments = dataset, adapter, views, segments
         self.seed, self.channels, self.replace, self.repeats = seed, channels, replace, repeats
 
     def __len__(self) -> int:
@@ -107,7 +120,7 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         return self.__getitems__([pair])
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
-        """The batch of some pairs: one View per name, `id`, `epoch`, `label` where there are labels, and `bad`."""
+        """The batch of some pairs: one View per name, `id`, `epoch`, `bad`, and `label` and `segments` if any."""
         bad: list[str] = []
         read = [(epoch, *self._read(index, bad)) for epoch, index in pairs]
         found = [(epoch, place, sample) for epoch, place, sample in read if place is not None]
@@ -124,6 +137,8 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
             batch["copy"] = torch.arange(self.repeats).repeat(len(rows))
         if self.dataset.labels is not None:
             batch["label"] = self.dataset.labels[index]
+        if self.segments is not None:
+            batch["segments"] = torch.stack([one for row in rows for one in row[2]["segments"]])
         return batch | {
             name: View(self.adapter.collate([one for row in rows for one in row[2][name]]), self.adapter.name)
             for name in self.views
@@ -167,76 +182,52 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         copy = torch.arange(self.repeats).repeat(len(rows)) if self.repeats > 1 else None
         draws = Draws.of(self.seed, epoch, place, copy)
         # The place of an operation is part of its stream's name: the same one twice in a view draws twice.
-        streams = {
-            name: [draws.named(f"view/{name}/{i}").each() for i in range(len(ops))] for name, ops in self.views.items()
-        }
-        return [self._views(sample, range(i * self.repeats, (i + 1) * self.repeats), streams)
-                for i, (_, _, sample) in enumerate(rows)]  # fmt: skip
+        streams: dict[str, list[list[Draws]]] = {}
+        for name, ops in self.views.items():
+            known = ops[0].other if ops and isinstance(ops[0], Like) else name
+            first = int(known != name)  # the operation that says so draws nothing
+            streams[name] = [draws.named(f"view/{known}/{max(i - first, 0)}").each() for i in range(len(ops))]
+        return [self._views(at, sample, range(i * self.repeats, (i + 1) * self.repeats), streams)
+                for i, (_, at, sample) in enumerate(rows)]  # fmt: skip
 
-    def _views(self, sample: Any, rows: range, streams: Mapping[str, list[list[Draws]]]) -> dict[str, list[Any]] | None:
-        made: dict[str, list[Any]] = {name: [] for name in self.views}
+    def _views(
+        self, place: int, sample: Any, rows: range, streams: Mapping[str, list[list[Draws]]]
+    ) -> dict[str, list[Any]] | None:
+        made: dict[str, list[Any]] = {name: [] for name in [*self.views, "segments"]}
+        classes = None if self.segments is None else self.segments.of(place, sample)
         try:
             for name, ops in self.views.items():
                 other = ops[0].other if ops and isinstance(ops[0], Of) else None
                 for i, row in enumerate(rows):
-                    one = sample if other is None else made[other][i]
+                    one, moved = sample if other is None else made[other][i], classes
                     for op, stream in zip(ops, streams[name], strict=True):
+                        moved = None if moved is None else mover(op)(moved, one, stream[row])
                         one = op(one, stream[row])
                     made[name].append(one)
+                    made["segments"].append(moved)
         except BadSample:
             return None
         return made
 
 
-class Skipped:
-    """Keeps count of unreadable samples over all splits, workers and epochs, each counted once.
-
-    Args:
-        share: the share of distinct unreadable samples among distinct samples read that is still accepted.
-    """
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-        self.names: list[str] = []
-        self._seen: set[tuple[str, str]] = set()
-        self._read: dict[str, Tensor] = {}
-        self._first: tuple[Dataset, str] | None = None
-
-    def note(self, split: str, dataset: Dataset, good: Tensor, bad: list[str]) -> None:
-        """Takes note of samples read, by index, and of others that could not be, by name.
-
-        Raises:
-            Unreadable: where the share is passed by more than chance explains, after at least 20 distinct samples.
-        """
-        read = self._read.setdefault(split, torch.zeros(len(dataset), dtype=torch.bool))
-        read[good] = True
-        new = [name for name in bad if (split, name) not in self._seen]
-        self._seen.update((split, name) for name in new)
-        self.names.extend(new)
-        self._first = self._first or next(((dataset, name) for name in new), None)
-        if self._first is None:
-            return
-        total = sum(int(flags.sum()) for flags in self._read.values()) + len(self.names)
-        expected = self.share * total
-        # Three standard deviations of a draw without replacement: nothing once all samples are read.
-        unread = 1 - total / sum(len(flags) for flags in self._read.values())
-        if total >= _ENOUGH and len(self.names) > expected + 3 * math.sqrt(expected * max(0.0, unread)):
-            dataset, name = self._first
-            place = next(i for i in range(len(dataset)) if dataset.name(i) == name)
-            raise Unreadable(
-                f"data.bad_share={self.share}: {len(self.names)} of {total} samples cannot be read: "
-                f"{', '.join(self.names[:5])}{', ...' if len(self.names) > 5 else ''}. The reason for {name}: "
-                f"{try_read(dataset, place)[1] or 'it opens, but cannot be decoded'}. Repair or remove them, or raise "
-                "data.bad_share"
-            )
+def workers(said: int | str, dataset: Dataset) -> int:
+    """Worker processes of a loader: as many as are said; of `auto`, none for data in memory on at most two cores."""
+    if isinstance(said, int):
+        return said
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return 0 if cores <= 2 and dataset.in_memory else min(8, max(1, cores - 1))
 
 
 class Loader(DataLoader[dict[str, Any]]):
-    """A DataLoader that shows every batch to a listener in the main process.
+    """A DataLoader that shows every batch to a listener in the main process, and goes on from where it was.
+
+    Its whole state is the epoch and how many batches of it were handed out, whatever the workers have prefetched: order
+    and draws are pure functions of that. It draws nothing from the global generator.
 
     Args:
         batches: makes batches of the sampler's pairs.
-        sampler: yields lists of pairs.
+        sampler: yields lists of pairs; only an `EpochBatches` can be resumed.
         note: called with every batch.
         workers: number of worker processes.
         keep_workers: workers live on between epochs.
@@ -257,14 +248,43 @@ class Loader(DataLoader[dict[str, Any]]):
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=keep_workers and workers > 0,
+            generator=torch.Generator(),
+            worker_init_fn=_deaf if workers else None,
         )
         self.note = note
+        self._epoch, self._batch = 0, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Batches, each noted."""
-        for batch in super().__iter__():
-            self.note(batch)
-            yield batch
+        """Batches, each noted. Where gradients accumulate the first of a step holds the others as `later`."""
+        pieces = 1
+        if isinstance(self.batch_sampler, EpochBatches):
+            self._epoch, self._batch = self.batch_sampler.start
+            pieces = self.batch_sampler.accumulate
+        whole = super().__iter__()
+        while step := list(islice(whole, pieces)):
+            if pieces > 1:
+                step[0]["later"] = step[1:]
+            for batch in step:
+                self.note(batch)
+                self._batch += 1
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and the optimizer steps of it that were handed out."""
+        assert isinstance(self.batch_sampler, EpochBatches)
+        return {"epoch": self._epoch, "step": self._batch // self.batch_sampler.accumulate}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The next iteration goes on from there, on any number of ranks, workers and accumulation steps."""
+        assert isinstance(self.batch_sampler, EpochBatches)
+        self.batch_sampler.set_start(state_dict["epoch"], state_dict["step"] * self.batch_sampler.accumulate)
+
+
+def _deaf(worker: int) -> None:
+    """A cluster signals every process of a job: workers live on until the training process has saved its state."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
 def _as_is(batch: Any) -> Any:

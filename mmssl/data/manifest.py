@@ -8,7 +8,8 @@ import torch
 
 from mmssl.data.columns import Table, codes, find_columns, read, rows_by_split, tables_by_split
 from mmssl.data.rows import Joined, Rows
-from mmssl.data.source import Adapter, Dataset, find_root, hold_out
+from mmssl.data.source import Adapter, Dataset, find_root
+from mmssl.data.subset import hold_out
 from mmssl.registry import register
 
 

@@ -30,13 +30,15 @@ class Kept:
 
     Args:
         dataset: the original, for names and labels.
-        array: its samples, (n, ...) uint8.
+        array: its samples, (n, ...) uint8, their axes in an order of their own.
+        order: which axis of a sample each axis of the array is: what was decoded with channels last in memory is kept
+            and given out so, because resizing is faster then.
     """
 
     in_memory = True
 
-    def __init__(self, dataset: Dataset, array: np.ndarray) -> None:
-        self.dataset, self.array = dataset, array
+    def __init__(self, dataset: Dataset, array: np.ndarray, order: tuple[int, ...]) -> None:
+        self.dataset, self.array, self.back = dataset, array, np.argsort(order).tolist()
         self.labels, self.classes = dataset.labels, dataset.classes
 
     def __len__(self) -> int:
@@ -44,7 +46,7 @@ class Kept:
 
     def read(self, i: int) -> Tensor:
         """A copy of the i-th sample."""
-        return torch.from_numpy(np.array(self.array[i]))
+        return torch.from_numpy(np.array(self.array[i])).permute(self.back)
 
     def name(self, i: int) -> str:
         """The original's name."""
@@ -92,16 +94,17 @@ def keep(dataset: Dataset, limit_mb: int) -> Dataset:
     if lazy:
         return keep_lazy(dataset, lazy, limit_mb, cache_folder() / key)
     assert shape is not None
-    path = cache_folder() / f"{key}.npy"
+    order = _order(some[0])
+    path = cache_folder() / f"{key}.{''.join(map(str, order))}.npy"
     unfit = path.with_suffix(".unfit")  # tells the next run that the attempt is in vain
     if not path.exists() and not unfit.exists():
-        array = _decode(dataset, shape)
+        array = _decode(dataset, shape, order)
         try:
             _write(path, array) if array is not None else _touch(unfit)
         except OSError as error:
             _log.warning("decoded samples are not kept for the next run: %s (set MMSSL_CACHE to another folder)", error)
-            return dataset if array is None else Kept(dataset, array)
-    return dataset if unfit.exists() else Kept(dataset, np.load(path, mmap_mode="r"))
+            return dataset if array is None else Kept(dataset, array, order)
+    return dataset if unfit.exists() else Kept(dataset, np.load(path, mmap_mode="r"), order)
 
 
 def _some(dataset: Dataset) -> list[Any]:
@@ -123,9 +126,14 @@ def _shape(some: list[Any]) -> tuple[int, ...] | None:
     return shapes.pop() if len(shapes) == 1 else None
 
 
-def _decode(dataset: Dataset, shape: tuple[int, ...]) -> np.ndarray | None:
-    """All samples, or None where one is unreadable or of another shape."""
-    array = np.empty((len(dataset), *shape), dtype=np.uint8)
+def _order(sample: Tensor) -> tuple[int, ...]:
+    """The axes of a sample as they lie in memory, the outermost first."""
+    return tuple(sorted(range(sample.dim()), key=lambda axis: (-sample.stride(axis), axis)))
+
+
+def _decode(dataset: Dataset, shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray | None:
+    """All samples, their axes in this order, or None where one is unreadable or of another shape."""
+    array = np.empty((len(dataset), *(shape[axis] for axis in order)), dtype=np.uint8)
     _log.info("decoding %d samples once, to keep them in %s", len(dataset), cache_folder())
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         for start in range(0, len(dataset), _CHUNK):
@@ -134,7 +142,7 @@ def _decode(dataset: Dataset, shape: tuple[int, ...]) -> np.ndarray | None:
                 for i, sample in zip(places, pool.map(dataset.read, places), strict=True):
                     if tuple(sample.shape) != shape:
                         return None
-                    array[i] = sample.numpy()
+                    array[i] = sample.permute(order).numpy()
             except (ValueError, OSError):
                 return None
     return array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -10,15 +9,17 @@ from typing import Any
 import lightning
 import torch
 
-from mmssl.data.loading import Batches, Loader, Op, Skipped, check_views, try_read
+from mmssl.data.loading import Batches, Loader, Op, check_views, workers
 from mmssl.data.memory import keep
 from mmssl.data.sampler import EpochBatches
+from mmssl.data.skipped import Skipped, try_read
 from mmssl.data.source import Adapter, Dataset, Source, digest
 from mmssl.draws import shuffle
 from mmssl.registry import register, suggest
 
 # Facts are measured on at most so many samples of the train split.
 _MEASURED = 4096
+_NOTED = 64  # samples read at a time: more would only hold memory
 # Views of evaluation draw from one stream for all runs, so that scores of different seeds see the same input.
 _EVAL_SEED = 0
 
@@ -82,12 +83,12 @@ class Data(lightning.LightningDataModule):
             raise ValueError(f"data.bad_share has to be at least 0 and below 1 (got {bad_share})")
         check_views(views)
         check_views({"x": view}, "view")
-        self.adapter, self.seed = adapter, seed
-        self.source = source(adapter)
+        self.adapter, self.seed, self.source = adapter, seed, source(adapter)
         self.repeats, self.full, self._said = repeats, batch_size == "full", batch_size
         self.drop_last = drop_last
         self.views, self.view = {name: list(ops) for name, ops in views.items()}, list(view)
-        self.workers, self.size, self.small, self.channels = workers, size, small, channels
+        self.workers, self.size, self.small = workers, size, small
+        self._asked = self.channels = channels
         self.memory_mb, self.root = memory_mb, root
         self._skipped = Skipped(bad_share)
         self._kept: dict[str, Dataset] = {}
@@ -118,6 +119,19 @@ class Data(lightning.LightningDataModule):
         """Names of the samples that could not be read so far."""
         return self._skipped.names
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the data, not with their place."""
+        return digest([f"{name}:{dataset.fingerprint()}" for name, dataset in sorted(self.splits.items())])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the loader's place: the samples that could not be read so far."""
+        return {"skipped": list(self.skipped)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting unreadable samples from a checkpoint."""
+        self._skipped.earlier = list(state_dict["skipped"])
+
     def dataset(self, split: str) -> Dataset:
         """The data set of a split, decoded once and kept where it is small.
 
@@ -138,32 +152,35 @@ class Data(lightning.LightningDataModule):
             of each), `fingerprint` (changes with the data, not with their place).
         """
         if self._facts is None:
-            fingerprints = [f"{name}:{dataset.fingerprint()}" for name, dataset in sorted(self.splits.items())]
             facts = self.adapter.facts(self._measured()) | {
                 "size": self.size,
                 "classes": self.splits["train"].classes,
                 "samples": len(self.splits["train"]),
                 "splits": {name: len(dataset) for name, dataset in self.splits.items()},
-                "fingerprint": digest(fingerprints),
+                "fingerprint": self.fingerprint,
             }
             self.use(facts)
         assert self._facts is not None
         return self._facts
 
     def use(self, facts: dict[str, Any]) -> None:
-        """Takes facts over that were fitted before: an encoder that was trained with them is met again."""
+        """Takes facts over that were fitted before: an encoder that was trained with them is met, with its channels."""
         self._facts = facts
+        self.channels = facts.get("channels") if self._asked is None else self._asked
         getattr(self.adapter, "use", lambda _: None)(facts)
 
     def _measured(self) -> Iterator[Any]:
         """The samples that facts are fitted on: the same for every seed."""
         dataset = self.dataset("train")
-        for i in shuffle(len(dataset), 0, 0)[: getattr(self.adapter, "measured", _MEASURED)].sort().values.tolist():
-            sample, reason = try_read(dataset, i)
-            good, bad = ([i], []) if reason is None else ([], [dataset.name(i)])
-            self._skipped.note("train", dataset, torch.tensor(good, dtype=torch.int64), bad)
-            if reason is None:
-                yield sample if self.channels is None else self.adapter.convert(sample, self.channels)
+        chosen = shuffle(len(dataset), 0, 0)[: getattr(self.adapter, "measured", _MEASURED)].sort().values
+        for some in chosen.split(_NOTED):
+            found = [(i, *try_read(dataset, i)) for i in some.tolist()]
+            good = torch.tensor([i for i, _, reason in found if reason is None], dtype=torch.int64)
+            bad = [dataset.name(i) for i, _, reason in found if reason is not None]
+            self._skipped.note("train", dataset, good, bad)
+            for _, sample, reason in found:
+                if reason is None:
+                    yield sample if self.channels is None else self.adapter.convert(sample, self.channels)
 
     def set_share(self, rank: int, world: int, accumulate: int = 1) -> None:
         """Says which share of each global batch this process computes, and in how many steps.
@@ -174,9 +191,8 @@ class Data(lightning.LightningDataModule):
         parts = world * accumulate
         if self.full and parts > 1:
             raise ValueError(
-                f"data.batch_size=full makes one step of all samples, which does not divide over {world} ranks x "
-                f"{accumulate} accumulation steps; give a number (on one large graph: seed nodes of sampled "
-                "neighbourhoods), or train on one rank"
+                f"data.batch_size=full is one step of all samples, which {world} ranks x {accumulate} passes "
+                "cannot share; give a number (on one large graph: seed nodes), or train on one rank"
             )
         if self.batch_size % parts:
             below = self.batch_size // parts * parts
@@ -210,13 +226,19 @@ class Data(lightning.LightningDataModule):
             )
         self._fit()
         rank, world, accumulate = self._share
+        left, parts = len(dataset) % self.batch_size, world * accumulate
+        if not self.drop_last and 0 < left < parts:
+            raise ValueError(
+                f"data.drop_last=false leaves {left} samples for the last batch of an epoch, which has {parts} parts "
+                f"({world} ranks x {accumulate} passes); set data.drop_last=true or another data.batch_size"
+            )
         sampler = EpochBatches(
             len(dataset), self.batch_size, self.seed, rank=rank, world=world, accumulate=accumulate,
-            drop_last=self.drop_last,
+            drop_last=self.drop_last, ordered=getattr(self.splits["train"], "order", None),
         )  # fmt: skip
         sampler.set_start(*self._start)
         batches = Batches(dataset, self.adapter, self.views, self.seed, self.channels, True, self.repeats)
-        return Loader(batches, sampler, partial(self._note, "train"), self._workers(dataset), keep_workers=True)
+        return Loader(batches, sampler, partial(self._note, "train"), workers(self.workers, dataset), keep_workers=True)
 
     def chosen(self, split: str, limit: int | None = None) -> torch.Tensor:
         """The samples of a split that evaluation reads, ascending: all, or so many at random but always the same."""
@@ -234,13 +256,12 @@ class Data(lightning.LightningDataModule):
 
     def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
         """The training batch of some (epoch, index) pairs, made here and now."""
-        dataset = self.dataset("train")
-        self._fit()
-        return Batches(dataset, self.adapter, self.views, self.seed, self.channels, True, self.repeats).__getitems__(
-            pairs
-        )
+        dataset, views = self.dataset("train"), self._fit()
+        return Batches(dataset, self.adapter, views, self.seed, self.channels, True, self.repeats).__getitems__(pairs)
 
-    def eval_loader(self, split: str, limit: int | None = None) -> Loader | None:
+    def eval_loader(
+        self, split: str, limit: int | None = None, view: str | None = None, copies: int = 1, segments: bool = False
+    ) -> Loader | None:
         """Loader of a whole split in order, the same for every seed; unreadable samples are left out.
 
         A batch is a dict of `x` (a `View`), `id`, `label` where there are labels, `epoch` (zeros) and `bad`.
@@ -248,6 +269,10 @@ class Data(lightning.LightningDataModule):
         Args:
             split: train, val or test.
             limit: at most so many samples, chosen at random but always the same.
+            view: the training view that makes the rows; None for that of evaluation.
+            copies: rows of each sample, with draws of their own.
+            segments: whether a batch holds `segments` too, the classes of elements as they lie in the view, if there
+                are any.
 
         Returns:
             The loader, or None where there is no such split.
@@ -255,24 +280,20 @@ class Data(lightning.LightningDataModule):
         if split not in self.splits:
             return None
         dataset = self.dataset(split)
-        size = max(1, self.batch_size // (self._share[1] * self._share[2]))
+        size = max(1, self.batch_size // (self._share[1] * self._share[2] * copies))
         plan = [[(0, i) for i in part.tolist()] for part in self.chosen(split, limit).split(size)]
-        batches = Batches(dataset, self.adapter, {"x": self.view}, _EVAL_SEED, self.channels, replace=False)
-        return Loader(batches, plan, partial(self._note, split), self._workers(dataset), keep_workers=False)
+        ops = {"x": self.view if view is None else self._fit()[view]}
+        classes = getattr(self.splits[split], "segments", None) if segments else None
+        batches = Batches(dataset, self.adapter, ops, _EVAL_SEED, self.channels, False, copies, classes)
+        return Loader(batches, plan, partial(self._note, split), workers(self.workers, dataset), keep_workers=False)
 
-    def _fit(self) -> None:
-        """Shows the train split to the operations that need other samples (marginals of columns, mixing), once."""
+    def _fit(self) -> dict[str, list[Op]]:
+        """The training views; shows train once to operations that need other samples (marginals of columns, mixing)."""
         ops: list[Any] = [op for view in self.views.values() for op in view if hasattr(op, "fit")]
         for op in ops if not self._fitted else ():
             op.fit(self.dataset("train"))
         self._fitted = True
+        return self.views
 
     def _note(self, split: str, batch: dict[str, Any]) -> None:
         self._skipped.note(split, self.dataset(split), batch["id"], batch["bad"])
-
-    def _workers(self, dataset: Dataset) -> int:
-        if isinstance(self.workers, int):
-            return self.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        return 0 if cores <= 2 and dataset.in_memory else min(8, max(1, cores - 1))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.data.segments import Segments
 from mmssl.registry import suggest
 
 # How folders and split columns name the three splits.
@@ -32,8 +33,11 @@ class BadSample(ValueError):
 class Adapter(Protocol):
     """All that generic code knows of a modality; the part `modality/<name>`.
 
-    Optional: `open(path)` in place of `decode(blob)`, for files that are not read whole; `measured`, how many samples
-    facts are fitted on; `use(facts)`, told the facts before the first batch, where samples are encoded by them.
+    Optional: `open(path)` for `decode(blob)`, where files are not read whole; `measured`, on how many samples facts are
+    fitted; `use(facts)`, to encode by; `mixes`, whether samples average; `links`, `cells`, `holes`, for scores;
+    `segments(blob, sample)` with `segment_extensions`, the classes of a sample's elements in a file beside it (None:
+    there is none), int64, -1 without a class; `places(data)`, where the elements of a batch lie in the coordinates of
+    tokens, (b, m, p), unless elements and tokens are grids.
     """
 
     name: str
@@ -66,6 +70,9 @@ class Adapter(Protocol):
 
 class Dataset(Protocol):
     """Samples of one split.
+
+    Optional: `order(seed, epoch)`, (n,) int64: an order of an epoch that is cheap to read; `segments`, the classes of
+    the samples' elements (`mmssl.data.segments`), or None.
 
     Args:
         labels: (n,) int64, or None where there are none. Where the data's unit is a token (nodes, points): (n, places),
@@ -127,14 +134,21 @@ class Files:
         names: paths relative to `folder`, with forward slashes.
         labels: (n,) int64, or None.
         classes: names of the labels.
+        segments: classes of the samples' elements, or None.
     """
 
     in_memory = False
 
     def __init__(
-        self, adapter: Adapter, folder: Path, names: list[str], labels: Tensor | None, classes: list[str] | None
+        self,
+        adapter: Adapter,
+        folder: Path,
+        names: list[str],
+        labels: Tensor | None,
+        classes: list[str] | None,
+        segments: Segments | None = None,
     ) -> None:
-        self.adapter, self.folder, self.labels, self.classes = adapter, folder, labels, classes
+        self.adapter, self.folder, self.labels, self.classes, self.segments = adapter, folder, labels, classes, segments
         # One array instead of a million strings: workers that only look at a string would copy its memory page.
         self._names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
@@ -192,64 +206,6 @@ class Arrays:
 
     def cache_key(self) -> None:
         """Nothing: the samples are decoded already."""
-
-
-class Subset:
-    """Some samples of a data set.
-
-    Args:
-        dataset: the whole.
-        index: which samples, ascending int64.
-    """
-
-    def __init__(self, dataset: Dataset, index: np.ndarray) -> None:
-        self.dataset, self.index = dataset, index
-        self.classes, self.in_memory = dataset.classes, dataset.in_memory
-        self.labels = None if dataset.labels is None else dataset.labels[torch.from_numpy(index)]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def read(self, i: int) -> Any:
-        """The i-th of the chosen samples."""
-        return self.dataset.read(int(self.index[i]))
-
-    def name(self, i: int) -> str:
-        """Its name in the whole."""
-        return self.dataset.name(int(self.index[i]))
-
-    def fingerprint(self) -> str:
-        """Digest of the whole and of the choice."""
-        return digest([self.dataset.fingerprint(), self.index.tobytes()])
-
-    def cache_key(self) -> str | None:
-        """That of the whole, with the choice."""
-        key = self.dataset.cache_key()
-        return None if key is None else digest([key, self.index.tobytes()])
-
-
-def hold_out(dataset: Dataset, share: float) -> dict[str, Dataset]:
-    """Splits a labelled data set into train and test: per class, the given share, chosen by a digest of the names.
-
-    The choice depends on nothing but the names, so it is the same on every machine and for every seed. Of a class of at
-    least two samples both splits get at least one. Without labels, or with a share of 0, all is train.
-
-    Raises:
-        ValueError: where the share is not in [0, 1).
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"data.source.test_share has to be at least 0 and below 1 (got {share})")
-    if dataset.labels is None or share == 0:
-        return {"train": dataset}
-    ranks = np.array([int(digest([dataset.name(i)])[:15], 16) for i in range(len(dataset))])
-    labels, test = dataset.labels.numpy(), np.zeros(len(dataset), dtype=bool)
-    for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
-        count = min(max(1, round(share * len(places))), len(places) - 1)
-        test[places[np.argsort(ranks[places], kind="stable")[:count]]] = True
-    if not test.any():
-        return {"train": dataset}
-    return {"train": Subset(dataset, np.flatnonzero(~test)), "test": Subset(dataset, np.flatnonzero(test))}
 
 
 def find_root(root: str | Path) -> Path:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmssl.nn.labels import UNLABELLED, counted, label_at
 from mmssl.types import Tokens
-
-UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Features:
 
     Args:
         x: (n, d) float32.
-        y: (n,) int64; -1 where there is no label.
+        y: (n,) int64, -1 where there is no label; or quantities, (n,) float64, NaN where there is none.
     """
 
     x: Tensor
@@ -37,9 +36,13 @@ class Features:
         """The rows at which `keep` (n,) bool holds."""
         return Features(self.x[keep], self.y[keep])
 
+    def known(self) -> Tensor:
+        """Which rows have a label, (n,) bool."""
+        return torch.isfinite(self.y) if self.y.is_floating_point() else self.y >= 0
+
     def labelled(self) -> Features:
         """The rows that have a label."""
-        return self.where(self.y >= 0)
+        return self.where(self.known())
 
 
 @contextmanager
@@ -125,7 +128,7 @@ def rows(tokens: Tokens, label: Tensor | None, pool: str) -> tuple[Tensor, Tenso
     else:
         assert tokens.x is not None
         keep = counted(tokens, label)
-        x, y = tokens.x[keep], None if label is None else _at(label, tokens)[keep]
+        x, y = tokens.x[keep], None if label is None else label_at(label, tokens)[keep]
     if y is None:
         y = torch.full((len(x),), UNLABELLED)
     if y.shape != x.shape[:1]:
@@ -134,26 +137,3 @@ def rows(tokens: Tokens, label: Tensor | None, pool: str) -> tuple[Tensor, Tenso
             "pool=cls, labels of nodes, points or patches with pool=token."
         )
     return x, y.to(torch.int64)
-
-
-def counted(tokens: Tokens, label: Tensor | None) -> Tensor:
-    """Which tokens get a row of their own, (b, n) or packed (n,): all but padding and places that cannot have a label.
-
-    Of a neighbourhood around a seed node that is the seed alone.
-    """
-    keep = torch.ones_like(tokens.index, dtype=torch.bool) if tokens.valid is None else tokens.valid
-    if label is None or label.dim() != 2 or not tokens.packed:
-        return keep
-    return keep & (tokens.index < label.shape[1])
-
-
-def _at(label: Tensor, tokens: Tokens) -> Tensor:
-    """Labels (b, places) at the places of the tokens, (b, n) or packed (n,); -1 at places behind the last."""
-    if label.dim() != 2:
-        raise ValueError(
-            f"data: pool=token needs a label per token, (samples, tokens), but labels are {tuple(label.shape)}. Use "
-            "pool=mean or pool=cls for labels of samples."
-        )
-    label = torch.nn.functional.pad(label.to(tokens.index.device), (0, 1), value=UNLABELLED)
-    place = tokens.index.clamp(max=label.shape[1] - 1)
-    return label.gather(1, place) if tokens.sample is None else label[tokens.sample, place]

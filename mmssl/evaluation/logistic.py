@@ -5,6 +5,9 @@ Letters in shapes: n samples, d features, c classes.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,13 +54,21 @@ class Logistic:
         x: standardised features, (n, d), float64 or float32.
         y: class of each sample as 0 .. c - 1, (n,) int64.
         classes: c.
+        mix: where what has a class is no row of x, but lies between some: a sparse matrix (r, n) whose rows sum to 1.
+            The answers before the softmax are then `mix @ (x @ W + b)`, and y is (r,).
     """
 
-    def __init__(self, x: Tensor, y: Tensor, classes: int) -> None:
-        variance, axes = torch.linalg.eigh(x.T @ x / len(x))
+    def __init__(self, x: Tensor, y: Tensor, classes: int, mix: Tensor | None = None) -> None:
+        if len(x) < x.shape[1]:  # the minimum lies in the span of the samples, which has fewer axes than features
+            _, length, rows = torch.linalg.svd(x, full_matrices=False)
+            variance, axes = length.square() / len(x), rows.T
+        else:
+            variance, axes = torch.linalg.eigh(x.T @ x / len(x))
         self.variance, self.axes = variance.clamp(min=0), axes
         self.x, self.y, self.classes = x @ axes, y, classes
         self.target = torch.nn.functional.one_hot(y, classes).to(x.dtype)
+        # both compressed by rows, which is the order that products with them read quickly
+        self.mix, self.back = (None, None) if mix is None else (_compressed(mix), _compressed(mix.t()))
 
     def fit(
         self, l2: float, *, start: tuple[Tensor, Tensor] | None = None, max_iter: int = 1000, tolerance: float = 1e-6
@@ -90,7 +101,36 @@ class Logistic:
 
     def _objective(self, weight: Tensor, bias: Tensor, scale: Tensor, l2: float) -> tuple[Tensor, Tensor, Tensor]:
         plain = scale * weight
-        log_p = torch.log_softmax(torch.addmm(bias, self.x, plain), 1)
-        value = -(log_p * self.target).sum() / len(self.x) + l2 / 2 * plain.square().sum()
-        error = (log_p.exp_() - self.target) / len(self.x)
-        return value, scale * (self.x.T @ error + l2 * plain), error.sum(0)
+        answers = torch.addmm(bias, self.x, plain)
+        log_p = torch.log_softmax(answers if self.mix is None else self.mix @ answers, 1)
+        value = -(log_p * self.target).sum() / len(self.y) + l2 / 2 * plain.square().sum()
+        error = (log_p.exp_() - self.target) / len(self.y)
+        blame = error if self.back is None else self.back @ error
+        return value, scale * (self.x.T @ blame + l2 * plain), error.sum(0)
+
+
+def mixture(column: Tensor, share: Tensor, columns: int) -> Tensor:
+    """A sparse matrix (r, columns) in coordinates.
+
+    Args:
+        column: where each row has entries, (r, k) int64; entries at one place add up.
+        share: what they are, (r, k).
+        columns: how many.
+    """
+    row = torch.arange(len(column)).unsqueeze(1).expand_as(column)
+    index = torch.stack([row.flatten(), column.flatten()])
+    with _quiet():
+        return torch.sparse_coo_tensor(index, share.flatten(), (len(column), columns)).coalesce()
+
+
+def _compressed(mix: Tensor) -> Tensor:
+    with _quiet():
+        return mix.coalesce().to_sparse_csr()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's word that its sparse tensors are new and unchecked: ours are right by construction."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse ")
+        yield

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmssl.evaluation.bootstrap import interval
-from mmssl.evaluation.features import Features, device_of, embed, untouched
+from mmssl.evaluation.bootstrap import difference, percentiles
+from mmssl.evaluation.features import device_of, untouched
+from mmssl.evaluation.material import Material, NoBaseline, Pair, labelled
 from mmssl.evaluation.protocols import Probe, Score
 
-Batches = Callable[[], Iterable[Mapping[str, Any]]]
-Pair = tuple[Features, Features]
-
-
-class NoBaseline(ValueError):
-    """A baseline that cannot be; its message says why, and is kept beside the null in the result."""
-
-
-class NoLabels(ValueError):
-    """Data without labels, on which no probe can score."""
+BASELINES = ("random_init", "raw_input")
 
 
 def say(line: str) -> None:
@@ -30,92 +23,144 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+@dataclass
+class Result:
+    """What one protocol found of an encoder and of what stands beside it.
+
+    Args:
+        score: the encoder's.
+        n_train: rows it was fitted on.
+        n_test: rows it was scored on.
+        beside: scores of each baseline by its name, one for each random initialisation.
+        why: of baselines that cannot be, the reason.
+    """
+
+    score: Score
+    n_train: int
+    n_test: int
+    beside: dict[str, list[Score]] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+    def entry(self) -> dict[str, Any]:
+        """The entry of `summary.json`, plain numbers and lists."""
+        made = entry(self.score, {name: [] for name in BASELINES} | self.beside)
+        made |= {"n_train": self.n_train, "n_test": self.n_test, "chosen": self.score.chosen}
+        return made | ({"why": self.why} if self.why else {})
+
+
+def entry(score: Score, beside: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
+    """A score beside its baselines, each with the interval of the paired difference, and so for what belongs to it.
+
+    A baseline's value is the mean over its runs. Its interval pools the bootstrapped scores of all runs, so that it
+    says where the score of one random initialisation lies, by test noise and by seed; the difference likewise.
+    """
+    made: dict[str, Any] = {"metric": score.metric, "value": score.value, "ci95": list(score.ci95)}
+    if score.lower:
+        made["better"] = "lower"
+    for name, runs in beside.items():
+        keys = (name, f"{name}_ci95", f"{name}_difference_ci95")
+        made |= dict.fromkeys(keys)
+        if not runs:
+            continue
+        made[name] = sum(run.value for run in runs) / len(runs)
+        made[keys[1]] = list(percentiles(torch.cat([run.resampled for run in runs])))
+        if all(run.n == score.n and run.resampled.shape == score.resampled.shape for run in runs):
+            made[keys[2]] = list(difference(score.resampled, [run.resampled for run in runs]))
+    if score.also:
+        made["also"] = {
+            key: entry(own, {name: [run.also[key] for run in runs if key in run.also] for name, runs in beside.items()})
+            for key, own in score.also.items()
+        }
+    if score.curve:
+        made["curve"] = [
+            own.chosen
+            | entry(own, {name: [run.curve[i] for run in runs if run.curve] for name, runs in beside.items()})
+            for i, own in enumerate(score.curve)
+        ]
+    return made
+
+
 def evaluate(
     encoder: nn.Module,
     fresh: Callable[[int], nn.Module] | str,
-    train_batches: Batches,
-    test_batches: Batches,
-    baselines: Callable[[], Pair] | str,
+    material: Mapping[str, Material],
     protocols: Mapping[str, Probe],
-    pool: str = "mean",
     seeds: Sequence[int] = (0, 1, 2),
     progress: Callable[[str], None] = say,
-) -> dict[str, dict[str, Any]]:
-    """The `eval` block of a run's `summary.json`: for each protocol the encoder's score beside both baselines.
+    raw: dict[str, list[Score]] | None = None,
+) -> dict[str, Result]:
+    """What each protocol finds of an encoder, beside random weights and the raw input; `Result.entry` writes it down.
 
-    `random_init` is the mean score over the seeds. Its interval pools the bootstrapped scores of all seeds, so that it
-    says where the score of one random initialisation lies, by test noise and by seed. All other intervals are of the
-    test noise alone. Rows without a label take no part. No global random state is touched.
+    All intervals but those of random initialisations are of the test noise alone. Rows without a label take no part.
+    No global random state is touched.
 
     Args:
         encoder: `encoder(view) -> Tokens`.
         fresh: makes the same architecture with the weights of a seed, never loaded; or the reason why none can be made.
-        train_batches: each call gives the training split anew, as dicts of `x` and `label`, unshuffled.
-        test_batches: the test split, likewise.
-        baselines: raw-input features of the training and of the test split; or the reason why there are none.
+        material: what protocols are fitted and scored on, by what they need.
         protocols: probes by name.
-        pool: `mean`, `cls` or `token`; see `embed`.
         seeds: of the random initialisations.
         progress: gets a line before each stage.
-
-    Returns:
-        By protocol: `metric, value, ci95, random_init, random_init_ci95, raw_input, raw_input_ci95, n_train, n_test,
-        chosen`, plain numbers and lists. A baseline that cannot be (given as a reason, or raising `NoBaseline`) is
-        null, and `why` holds its reason by the baseline's name.
+        raw: scores of the raw input by protocol; what is not in there is found and put there, so that encoders on the
+            same data share it.
 
     Raises:
         NoLabels: where either split holds no label.
     """
-
-    def both(network: nn.Module) -> Pair:
-        train, test = embed(network, train_batches(), pool), embed(network, test_batches(), pool)
-        return _labelled(train, "train", protocols), _labelled(test, "test", protocols)
-
     progress("evaluate: features of the encoder")
-    train, test = both(encoder)
-    block = {}
-    for name, protocol in protocols.items():
-        progress(f"evaluate: {name} on {len(train)} + {len(test)} rows of width {train.x.shape[1]}")
-        score = protocol(train, test)
-        block[name] = {
-            "metric": score.metric, "value": score.value, "ci95": list(score.ci95),
-            "random_init": None, "random_init_ci95": None, "raw_input": None, "raw_input_ci95": None,
-            "n_train": len(train), "n_test": len(test), "chosen": score.chosen,
-        }  # fmt: skip
+    found: dict[str, Result] = {}
+    for need, names in _by_need(protocols).items():
+        train, test = _parts(material[need].both(encoder), names)
+        for name in names:
+            progress(f"evaluate: {name} on {len(train)} + {len(test)} rows")
+            found[name] = Result(protocols[name](train, test), len(train), len(test))
     device = device_of(encoder)
-    _baseline(block, "random_init", lambda: _random(fresh, both, protocols, seeds, device, progress))
-    _baseline(block, "raw_input", lambda: _raw(baselines, protocols, progress))
-    return block
-
-
-def _labelled(features: Features, split: str, protocols: Mapping[str, Probe]) -> Features:
-    """The rows with a label, of which there has to be one."""
-    features = features.labelled()
-    if len(features) == 0:
-        raise NoLabels(
-            f"protocol: the {split} split of the data has no labels, which {', '.join(protocols)} need. Give the data "
-            "labels, or rely on the label-free monitors (rankme, feature_std, uniformity)."
+    for need, names in _by_need(protocols).items():
+        some = {name: protocols[name] for name in names}
+        own = material[need].fresh or fresh
+        _beside(
+            found,
+            names,
+            "random_init",
+            lambda a=own, m=material[need], p=some: _random(a, m, p, seeds, device, progress),
         )
-    return features
+        _beside(found, names, "raw_input", lambda m=material[need], p=some: _raw(encoder, m, p, progress, raw))
+        for other, scores in (material[need].others or {}).items():
+            for name in names:
+                if (score := scores(found[name].score)) is not None:
+                    found[name].beside[other] = [score]
+    return found
 
 
-def _baseline(block: dict[str, dict[str, Any]], name: str, scores: Callable[[], dict[str, list[Score]]]) -> None:
-    """Adds a baseline's mean score and pooled interval to each protocol, or why it is null."""
+def _by_need(protocols: Mapping[str, Probe]) -> dict[str, list[str]]:
+    """Protocols by what they need, which is made once for all of them."""
+    found: dict[str, list[str]] = {}
+    for name, protocol in protocols.items():
+        found.setdefault(getattr(protocol, "needs", "pooled"), []).append(name)
+    return found
+
+
+def _parts(pair: Pair, names: Sequence[str]) -> Pair:
+    return labelled(pair[0], "train", names), labelled(pair[1], "test", names)
+
+
+def _beside(
+    found: Mapping[str, Result], names: Sequence[str], baseline: str, scores: Callable[[], dict[str, list[Score]]]
+) -> None:
+    """Adds a baseline's scores to each protocol, or why there are none."""
     try:
-        found = scores()
+        made = scores()
     except NoBaseline as reason:
-        for entry in block.values():
-            entry.setdefault("why", {})[name] = str(reason)
+        for name in names:
+            found[name].why[baseline] = str(reason)
         return
-    for protocol, runs in found.items():
-        entry = block[protocol]
-        entry[name] = sum(run.value for run in runs) / len(runs)
-        entry[f"{name}_ci95"] = list(interval(torch.stack([run.correct for run in runs])))
+    for name, runs in made.items():
+        found[name].beside[baseline] = runs
 
 
 def _random(
     fresh: Callable[[int], nn.Module] | str,
-    both: Callable[[nn.Module], Pair],
+    material: Material,
     protocols: Mapping[str, Probe],
     seeds: Sequence[int],
     device: torch.device,
@@ -129,49 +174,29 @@ def _random(
         progress(f"evaluate: random initialisation, seed {seed}")
         with untouched():
             network = fresh(seed).to(device)
-        train, test = both(network)
+        train, test = _parts(material.both(network), list(protocols))
         for name, protocol in protocols.items():
             found[name].append(protocol(train, test))
     return found
 
 
 def _raw(
-    baselines: Callable[[], Pair] | str, protocols: Mapping[str, Probe], progress: Callable[[str], None]
+    encoder: nn.Module,
+    material: Material,
+    protocols: Mapping[str, Probe],
+    progress: Callable[[str], None],
+    known: dict[str, list[Score]] | None,
 ) -> dict[str, list[Score]]:
-    """Score of each protocol on the raw input."""
-    if isinstance(baselines, str):
-        raise NoBaseline(baselines)
-    progress("evaluate: raw input")
-    train, test = (features.labelled() for features in baselines())
-    return {name: [protocol(train, test)] for name, protocol in protocols.items()}
-
-
-def table(block: Mapping[str, Mapping[str, Any]]) -> str:
-    """The `eval` block as aligned plain text, one line per protocol, with what the reader should conclude marked.
-
-    `>` stands before a baseline that the encoder clearly beats (disjoint 95 % intervals), `<` before one that clearly
-    beats the encoder, `~` where the intervals overlap.
-    """
-    lines: list[tuple[str, ...]] = [("protocol", "metric", "encoder", "  random init", "  raw input")]
-    for name, entry in block.items():
-        cells = [_cell(entry, baseline) for baseline in ("random_init", "raw_input")]
-        lines.append((name, entry["metric"], _number(entry["value"], entry["ci95"]), *cells))
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text.insert(1, "  ".join("-" * width for width in widths))
-    text.append("95 % intervals: > encoder above, < encoder below, ~ they overlap")
-    reasons = {f"{name}: {why}" for entry in block.values() for name, why in entry.get("why", {}).items()}
-    return "\n".join([*text, *sorted(reasons)])
-
-
-def _number(value: float, ci95: Sequence[float]) -> str:
-    return f"{value:.3f} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
-
-
-def _cell(entry: Mapping[str, Any], name: str) -> str:
-    """A baseline's score behind the mark of how the encoder compares."""
-    if entry[name] is None:
-        return "  none"
-    low, high = entry[f"{name}_ci95"]
-    mark = ">" if entry["ci95"][0] > high else "<" if entry["ci95"][1] < low else "~"
-    return f"{mark} {_number(entry[name], (low, high))}"
+    """Score of each protocol on the raw input; what depends on the encoder's tokens is not shared between encoders."""
+    if material.cut is not None:
+        progress("evaluate: raw input")
+        train, test = _parts(material.cut(encoder), list(protocols))
+        return {name: [protocol(train, test)] for name, protocol in protocols.items()}
+    if isinstance(material.raw, str):
+        raise NoBaseline(material.raw)
+    known = {} if known is None else known
+    if missing := [name for name in protocols if name not in known]:
+        progress("evaluate: raw input")
+        train, test = _parts(material.raw(), missing)
+        known |= {name: [protocols[name](train, test)] for name in missing}
+    return {name: known[name] for name in protocols}

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+
+from mmssl import ranks
 
 
 class LARS(Optimizer):
@@ -40,19 +43,20 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group)
+            moved = [p for p in group["params"] if p.grad is not None]
+            matrices = [p for p in moved if p.ndim > 1]
+            updates: dict[Tensor, Any] = {p: p.grad for p in moved}
+            updates |= {p: updates[p].add(p, alpha=group["weight_decay"]) for p in matrices}
+            if matrices:
+                weight, change = ranks.lengths([*matrices, *(updates[p] for p in matrices)]).chunk(2)
+                ratio = torch.where((weight > 0) & (change > 0), group["trust"] * weight / change, 1.0)
+                for p, scale in zip(matrices, ratio, strict=True):
+                    ranks.own(updates[p]).mul_(scale)
+            for p in moved:
+                self._update(p, updates[p], group)
         return loss
 
-    def _update(self, p: torch.Tensor, group: dict[str, Any]) -> None:
-        update = p.grad
-        assert update is not None
-        if p.ndim > 1:
-            update = update.add(p, alpha=group["weight_decay"])
-            weight, change = p.norm(), update.norm()
-            ratio = torch.where((weight > 0) & (change > 0), group["trust"] * weight / change, 1.0)
-            update = update * ratio
+    def _update(self, p: Tensor, update: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)

@@ -42,6 +42,21 @@ class LinearEmbed(nn.Module):
         return tokens.but(x=self.proj(tokens.raw))
 
 
+class StemEmbed(nn.Module):
+    """A linear map without bias, a layer norm, and a linear map to the encoder's width (BEATs).
+
+    The first is a convolution of patches, drawn as torch draws one.
+    """
+
+    def __init__(self, raw: int, stem: int, dim: int) -> None:
+        super().__init__()
+        self.stem, self.norm, self.proj = nn.Linear(raw, stem, bias=False), nn.LayerNorm(stem), nn.Linear(stem, dim)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Tokens with `x` of shape (b, n, dim)."""
+        return tokens.but(x=self.proj(self.norm(self.stem(tokens.raw))))
+
+
 class Bare(nn.Module):
     """No embedding: encoders on grids and graphs read raw values themselves."""
 

@@ -21,9 +21,14 @@ def sincos(pos: Tensor, dim: int, base: float = 10000.0) -> Tensor:
         (..., dim) float32.
 
     Raises:
-        ValueError: when dim is not a multiple of twice the number of axes.
+        ValueError: when there are no coordinates, or dim is not a multiple of twice the number of axes.
     """
     axes = pos.shape[-1]
+    if not axes:
+        raise ValueError(
+            "position/sincos: these tokens have no coordinates, as the nodes of a graph. Choose an encoder that needs "
+            "none: encoder=gin, encoder=gat or encoder=gcn for graphs"
+        )
     if dim % (2 * axes):
         raise ValueError(f"dim={dim} has to be a multiple of {2 * axes} for sine-cosine positions on {axes} axes")
     half = dim // (2 * axes)
@@ -36,21 +41,31 @@ def sincos(pos: Tensor, dim: int, base: float = 10000.0) -> Tensor:
 
 
 class SinCos(nn.Module):
-    """Fixed sine-cosine positions; a table for the grid the run was built for, computed on the spot for any other."""
+    """Fixed sine-cosine positions; a table for the grid the run was built for, computed on the spot for any other.
+
+    Args:
+        spec: sizes of the tokens.
+        dim: width.
+        ends: whether coordinates are stretched so that n cells of an axis go from 0 to n, and not to n - 1.
+    """
 
     table: Tensor
+    stretch: Tensor
 
-    def __init__(self, spec: TokenSpec, dim: int) -> None:
+    def __init__(self, spec: TokenSpec, dim: int, ends: bool = False) -> None:
         super().__init__()
         self.dim, self.grid = dim, spec.grid
-        table = sincos(coordinates(spec.grid), dim) if spec.grid else torch.empty(0, dim)
+        sides = torch.tensor(spec.grid if spec.grid and ends else (), dtype=torch.float32)
+        stretch = sides / (sides - 1).clamp(min=1) if len(sides) else torch.ones(())
+        self.register_buffer("stretch", stretch, persistent=False)
+        table = sincos(coordinates(spec.grid) * stretch, dim) if spec.grid else torch.empty(0, dim)
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Embeddings of the tokens' places, (b, n, dim)."""
         if tokens.grid == self.grid and self.grid is not None:
             return self.table[tokens.index]
-        return sincos(tokens.pos, self.dim)
+        return sincos(tokens.pos * self.stretch, self.dim)
 
 
 class Learned(nn.Module):

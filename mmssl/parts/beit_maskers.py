@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mmssl import ranks
 from mmssl.draws import Draws
 from mmssl.parts.block_maskers import check_range, rectangles, two_axes
 from mmssl.parts.maskers import check_ratio
@@ -145,8 +146,8 @@ def spread(draws: Draws, rows: int, *, share: float = 0.5, low: float = 0.1, hig
     """Exactly int(rows * share) samples are masked, their ratios spread evenly over [low, high) (DINOv2).
 
     The i-th of k masked samples, in random order, draws from the i-th of k equal parts of the range. What is counted is
-    the batch that the masker is given: that of one look on one rank. DINOv2's code counts both global crops together,
-    and rounds the number of hidden tokens down.
+    the batch of one look over all ranks. DINOv2's code counts both global crops of one rank together, and rounds the
+    number of hidden tokens down.
 
     Args:
         draws: of the samples.
@@ -155,8 +156,9 @@ def spread(draws: Draws, rows: int, *, share: float = 0.5, low: float = 0.1, hig
         low: least share of a masked sample's tokens that is hidden.
         high: greatest.
     """
-    masked = int(rows * share)
     u = draws.uniform(2)
-    turn = torch.argsort(torch.argsort(u[:, 0], stable=True), stable=True)
+    everyone, first = ranks.gather(u[:, 0].contiguous()), ranks.offset(rows, u.device)
+    masked = int(len(everyone) * share)
+    turn = torch.argsort(torch.argsort(everyone, stable=True), stable=True)[first : first + rows]
     ratio = low + (high - low) * (turn + u[:, 1]) / max(masked, 1)
     return torch.where(turn < masked, ratio, 0.0)

@@ -1,6 +1,7 @@
 """Corruptors: how to hide. Each declares `on`, the stage it acts at: `view`, `tokens` or `embedded`.
 
-Built as (spec of the tokens, what the encoder accepts, its width), called as (tokens, mask, draws).
+Built as (spec of the tokens, what the encoder accepts, its width), called as (tokens, mask, draws). One that says
+`maskless = True` changes values alone and needs no masker: its mask is None where the look has none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Drop(nn.Module):
     """
 
     on = "tokens"
+    drops = True
     needs = ("sequence", "set", "grid")
 
     def __init__(self, spec: TokenSpec, accepts: str, dim: int) -> None:
@@ -47,23 +49,38 @@ class Token(nn.Module):
         spec: sizes of the tokens.
         accepts: what the encoder accepts; replaced tokens keep the sequence whole.
         dim: the encoder's width.
-        std: standard deviation of the token's initial normal.
+        std: standard deviation of the token's initial normal; null draws it uniformly from [0, 1) (HuBERT).
         cut: where that normal is truncated; SimMIM's ViT cuts at one standard deviation.
+        add: whether the vector is added to the embedding, and does not take its place (A2MIM).
     """
 
     on = "embedded"
     needs = ("sequence", "full")
 
-    def __init__(self, spec: TokenSpec, accepts: str, dim: int, *, std: float = 0.02, cut: float = 2.0) -> None:
+    def __init__(
+        self,
+        spec: TokenSpec,
+        accepts: str,
+        dim: int,
+        *,
+        std: float | None = 0.02,
+        cut: float = 2.0,
+        add: bool = False,
+    ) -> None:
         super().__init__()
+        self.add = add
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
-        nn.init.trunc_normal_(self.mask_token, std=std, a=-cut, b=cut)
+        if std is None:
+            nn.init.uniform_(self.mask_token)
+        else:
+            nn.init.trunc_normal_(self.mask_token, std=std, a=-cut, b=cut)
 
     def forward(self, tokens: Tokens, mask: Mask, draws: Draws) -> Tokens:
         """All tokens, one row per mask, the hidden ones replaced."""
         assert tokens.x is not None
         x = tokens.x if mask.row is None else tokens.x[mask.row]
-        filled = torch.where(mask.hidden.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        token = self.mask_token.to(x.dtype)
+        filled = torch.where(mask.hidden.unsqueeze(-1), x + token if self.add else token, x)
         if mask.row is None:
             return tokens.but(x=filled)
         return tokens.take(tokens.index[mask.row], mask.row).but(x=filled)

@@ -152,15 +152,23 @@ class Fuse(nn.Module):
         raw = torch.cat([_rows(step[name], step[name].tokens.raw) for name in self.looks], -1)
         return raw if self.normalize is None else self.normalize([raw], step.progress)[0]
 
+    def _asked(self, look: Look) -> Tensor:
+        """The tokens of a stream that are in its loss, (r, n)."""
+        asked = look.mask.targets.any(1)
+        for flags in (look.tokens.valid, look.tokens.given):
+            asked = asked if flags is None else asked & _rows(look, flags)
+        return asked
+
+    def count(self, step: Step) -> Tensor:
+        """What `forward` divides by, without encoding anything."""
+        return torch.stack([self._asked(step[name]).sum() for name in self.looks])
+
     def forward(self, step: Step) -> tuple[Tensor, Tensor]:
         """Sums of the loss over each stream's hidden tokens, and their numbers, (2,) each."""
         pairs = zip(self.predict(step).split(self.widths, -1), self.target(step).split(self.widths, -1), strict=True)
         sums, counts = [], []
         for name, (answer, target) in zip(self.looks, pairs, strict=True):
-            look = step[name]
-            asked = look.mask.targets.any(1)
-            for flags in (look.tokens.valid, look.tokens.given):
-                asked = asked if flags is None else asked & _rows(look, flags)
+            asked = self._asked(step[name])
             sums.append(torch.where(asked, self.loss(answer, target), 0.0).sum())
             counts.append(asked.sum().to(target.dtype))
         return torch.stack(sums), torch.stack(counts)
@@ -175,7 +183,7 @@ def check_streams(plan: Plan, looks: Sequence[str]) -> None:
     one, other = looks
     for name in looks:
         spec = plan.ask(name, "seen")
-        if (spec.masker is None and spec.mask is None) or getattr(spec.corruptor, "on", None) != "tokens":
+        if (spec.masker is None and spec.mask is None) or not getattr(spec.corruptor, "drops", False):
             raise ValueError(
                 f"term/fuse: look {name!r} has to hide tokens by dropping them; give it a masker and corruptor/drop"
             )

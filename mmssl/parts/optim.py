@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmssl import ranks
 from mmssl.nn.lars import LARS
 from mmssl.registry import register
 
@@ -52,14 +53,15 @@ class Optim:
         base_batch: see `base_lr`.
         weight_decay: decay of matrices, or a schedule of it over progress.
         schedule: factor of the rate over progress, None for constant.
-        layer_decay: factor of the rate per block below the last (BEiT); 1 for none.
+        layer_decay: factor of the rate per block (BEiT, MAE): what follows the blocks has the rate itself, the last
+            block this factor of it, the embedding the smallest. Encoders of other names have `depths()`. 1 for none.
         clip: largest norm of all gradients together, None for none.
         clip_each: whether `clip` bounds the gradient of each parameter on its own (DINO).
         no_decay: patterns of parameter names that have no decay, besides every norm and bias.
         decay_all: whether norms and biases decay too.
         rules: pattern of parameter names to {lr: factor, weight_decay: value, fixed: true (the rate keeps its peak:
             SimSiam's predictor), freeze: share of the run without a gradient (the last layer of DINO and SwAV)}; the
-            first match counts.
+            first match counts. `|` stands between patterns of which any may match: `*norm*|*bn*`.
     """
 
     def __init__(
@@ -96,29 +98,33 @@ class Optim:
         lr = peak_rate(self.lr, self.base_lr, self.base_batch, batch_size)
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         for pattern in (*self.no_decay, *self.rules):
-            if not fnmatch.filter([name for name, _ in named], pattern):
+            if not any(_fits(name, pattern) for name, _ in named):
                 raise ValueError(f"optim: the pattern {pattern!r} matches no trainable parameter, e.g. {named[0][0]!r}")
-        depth = 1 + max((_block(name) or 0 for name, _ in named), default=0)
+        blocks = block_of(module, [name for name, _ in named])
+        depth = 1 + max((block or 0 for block in blocks.values()), default=0)
         groups: dict[tuple[Any, ...], dict[str, Any]] = {}
         for name, parameter in named:
-            treatment = self._treatment(name, parameter, depth)
+            treatment = self._treatment(name, parameter, blocks[name], depth)
             group = groups.setdefault(tuple(treatment.values()), {"params": [], **treatment})
             group["params"].append(parameter)
         optimizer = self.make(list(groups.values()), lr=lr)
         self.peak = lr
         self.set(optimizer, 0.0)
+        for part in module.modules():
+            if hasattr(part, "after_step"):  # weights that are kept in bounds (SwAV's prototypes)
+                optimizer.register_step_post_hook(partial(_settle, part))
         return optimizer
 
-    def _treatment(self, name: str, parameter: torch.Tensor, depth: int) -> dict[str, Any]:
+    def _treatment(self, name: str, parameter: torch.Tensor, block: int | None, depth: int) -> dict[str, Any]:
         """How one parameter is treated; a decay of None means the common one."""
         factor, decay, fixed, freeze = 1.0, None, False, 0.0
         small = (parameter.ndim <= 1 or name.endswith(".bias")) and not self.decay_all
-        if small or any(fnmatch.fnmatch(name, p) for p in self.no_decay):
+        if small or any(_fits(name, p) for p in self.no_decay):
             decay = 0.0
-        if self.layer_decay != 1.0 and (block := _block(name)) is not None:
+        if self.layer_decay != 1.0 and block is not None:
             factor = self.layer_decay ** (depth - block)
         for pattern, rule in self.rules.items():
-            if fnmatch.fnmatch(name, pattern):
+            if _fits(name, pattern):
                 factor *= rule.get("lr", 1.0)
                 decay = rule.get("weight_decay", decay)
                 fixed, freeze = bool(rule.get("fixed", False)), rule.get("freeze", 0.0)
@@ -141,12 +147,45 @@ class Optim:
                 for parameter in group["params"]:
                     parameter.grad = None
 
+    def clip_apart(self, optimizer: torch.optim.Optimizer) -> None:
+        """Cuts the gradient of each parameter to a length of at most `clip`, whole gradients where ranks share them."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not grads or self.clip is None:
+            return
+        factors = (self.clip / (ranks.lengths(grads) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([ranks.own(grad) for grad in grads], list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a name matches a pattern, or one of several with `|` between them."""
+    return any(fnmatch.fnmatch(name, one.strip()) for one in pattern.split("|"))
+
+
+def _settle(part: Any, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """A hook behind an optimizer's step, for one part."""
+    part.after_step()
+
+
+def block_of(module: nn.Module, names: Sequence[str]) -> dict[str, int | None]:
+    """Depth of parameters for layer decay: 0 for the embedding, i + 1 for block i, None for what follows the blocks.
+
+    Blocks are those of an encoder's `blocks` or `layers`; an encoder of other names has `depths()`, which gives the
+    depth of each of its parameters by name.
+    """
+    told: dict[str, int] = {}
+    for prefix, part in module.named_modules():
+        depths: Callable[[], Mapping[str, int]] | None = getattr(part, "depths", None)
+        if depths is not None:
+            told |= {f"{prefix}.{name}": depth for name, depth in depths().items()}
+    return {name: told.get(name, _block(name)) for name in names}
+
 
 def _block(name: str) -> int | None:
-    """Depth of an encoder parameter for layer decay: 0 for the embedding, i + 1 for block i, None behind them."""
-    if match := re.search(r"\.encoder\.(?:.*\.)?blocks\.(\d+)\.", name):
+    """The depth that a parameter's name tells."""
+    if match := re.search(r"\.encoder\.(?:(?:.*\.)?blocks|layers|norms|activations|shortcuts)\.(\d+)\.", name):
         return int(match.group(1)) + 1
-    return 0 if re.search(r"\.(embed\.proj|encoder\.(prefix|position|pos_embed|bias))", name) else None
+    first = r"\.embed\.proj|^networks\.\w+\.embed\.|\.encoder\.(prefix|position|pos_embed|bias|norm_pre)"
+    return 0 if re.search(first, name) else None
 
 
 def _fused(

@@ -52,7 +52,7 @@ class Clip(nn.Module):
     def __init__(self, *, temperature: float = 0.07) -> None:
         super().__init__()
         check_temperature(temperature, "loss/clip: temperature")
-        self.scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # FSDP cuts along an axis
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """One number per row of (n, o)."""

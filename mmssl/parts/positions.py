@@ -12,9 +12,15 @@ from mmssl.types import Tokens, TokenSpec
 
 
 @register("position/sincos")
-def fixed(spec: TokenSpec, dim: int) -> SinCos:
-    """Fixed sine-cosine positions (MAE and most masked autoencoders); class tokens get zeros."""
-    return SinCos(spec, dim)
+def fixed(spec: TokenSpec, dim: int, *, ends: bool = False) -> SinCos:
+    """Fixed sine-cosine positions (MAE and most masked autoencoders); class tokens get zeros.
+
+    Args:
+        spec: sizes of the tokens.
+        dim: width.
+        ends: whether the n cells of an axis of the run's grid go from 0 to n (Latent MIM), and not to n - 1.
+    """
+    return SinCos(spec, dim, ends)
 
 
 @register("position/learned")
@@ -52,3 +58,21 @@ class SinCosParts(nn.Module):
         if tokens.grid == self.grid and self.grid is not None:
             return self.table[tokens.index]
         return self._values(tokens.pos)
+
+
+@register("position/none")
+class Nowhere(nn.Module):
+    """No positions: tokens are a set (MP3's encoder, Selfie's context).
+
+    Args:
+        spec: sizes of the tokens.
+        dim: width.
+    """
+
+    def __init__(self, spec: TokenSpec, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Zeros, (b, n, dim)."""
+        return tokens.pos.new_zeros(*tokens.index.shape, self.dim)

@@ -12,10 +12,11 @@ from functools import partial
 
 import torch
 from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from mmssl.nn.blocks import AskedBlock
 from mmssl.nn.init import xavier_
+from mmssl.nn.mlp import LeanMlp
 from mmssl.nn.positions import SinCos
 from mmssl.registry import register
 from mmssl.types import Tokens, TokenSpec
@@ -39,13 +40,18 @@ class Linear(nn.Module):
         """Answers (r, t, out) at the places of the query, all of which must be among the seen tokens."""
         return self.head(seen.at(query))
 
+    def with_class(self, seen: Tokens, query: Tokens) -> Tensor:
+        """Answers (r, 1 + t, out), the class token's in front."""
+        assert seen.prefix is not None
+        return self.head(torch.cat([seen.prefix[:, :1], seen.at(query)], 1))
+
 
 @register("predictor/transformer")
 class Transformer(nn.Module):
     """Self-attention over seen tokens and mask tokens at the places asked for (MAE's decoder; I-JEPA's predictor).
 
-    Attention does not mind the order of its tokens, so nothing is put back in place, and only the tokens asked for are
-    normalised and projected at the end: the numbers are those of the dense decoder.
+    Attention does not mind the order of its tokens, so nothing is put back in place. Only the tokens asked for have
+    queries in the last block, are normalised and projected: the numbers are those of the dense decoder.
 
     Args:
         spec: sizes of the tokens.
@@ -66,6 +72,8 @@ class Transformer(nn.Module):
         activation: applied to the answers, for instance `activation/unit_tanh`.
         head_std: standard deviation of the last linear map's initial normal; null for Xavier-uniform. Where targets are
             far smaller than 1, a head that begins small leaves the encoder in peace.
+        keeps: whether `kept` holds what the last norm reads of the tokens asked for, for a further term such as
+            `term/coincide`, which takes it away.
 
     Raises:
         ValueError: when heads do not divide the width, or for an unknown `prefix`.
@@ -90,8 +98,10 @@ class Transformer(nn.Module):
         prefix: str = "seen",
         activation: Callable[[Tensor], Tensor] | None = None,
         head_std: float | None = None,
+        keeps: bool = False,
     ) -> None:
         super().__init__()
+        self.keeps, self.kept = keeps, None
         self.embed = nn.Identity() if dim is None else nn.Linear(width, dim)
         dim = width if dim is None else dim
         if dim % heads:
@@ -103,12 +113,13 @@ class Transformer(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         self.position = position(spec, dim)
         self.blocks = nn.ModuleList(
-            Block(
+            AskedBlock(
                 dim,
                 heads,
                 mlp_ratio,
                 qkv_bias=qkv_bias,
                 drop_path=drop_path * i / max(depth - 1, 1),
+                mlp_layer=LeanMlp,
                 norm_layer=norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
             )
             for i in range(depth)
@@ -124,32 +135,46 @@ class Transformer(nn.Module):
 
     def forward(self, seen: Tokens, query: Tokens) -> Tensor:
         """Answers (r, t, out) at the places of the query."""
-        x = self._decode(seen, query)
-        return self._answer(x[:, x.shape[1] - query.index.shape[1] :])
+        x = self._decode(seen, query, query.index.shape[1])
+        self.kept = x if self.keeps else None
+        return self._answer(x)
+
+    def with_class(self, seen: Tokens, query: Tokens) -> Tensor:
+        """Answers (r, 1 + t, out), the class token's in front (dBOT)."""
+        assert self.keep_prefix, "predictor.prefix has to be seen where the class token is asked"
+        return self._answer(self._decode(seen, query, 1 + query.index.shape[1], turned=True))
 
     def both(self, seen: Tokens, hidden: Tokens, visible: Tokens) -> tuple[Tensor, Tensor]:
         """Answers at hidden places, and at the seen tokens themselves, in one pass; `visible` are the seen tokens."""
         assert seen.index.shape == visible.index.shape, "visible and seen tokens are the same, in the same order"
-        x = self._decode(seen, hidden)
-        first = x.shape[1] - hidden.index.shape[1]
-        return self._answer(x[:, first:]), self._answer(x[:, first - seen.index.shape[1] : first])
+        sizes = (visible.index.shape[1], hidden.index.shape[1])
+        here, there = self._answer(self._decode(seen, hidden, sum(sizes))).split(sizes, 1)
+        return there, here
 
-    def _decode(self, seen: Tokens, query: Tokens) -> Tensor:
-        """The sequence [prefix, seen, asked] behind the last block."""
+    def _decode(self, seen: Tokens, query: Tokens, last: int, turned: bool = False) -> Tensor:
+        """The last tokens of the sequence [prefix, seen, asked], or [seen, class, asked], behind the last block."""
         assert seen.x is not None
         given = [seen.prefix, seen.x] if self.keep_prefix and seen.prefix is not None else [seen.x]
         known = self.embed(torch.cat(given, 1))
         if self.own is not None:
             known = torch.cat([self.own.to(known.dtype).expand(known.shape[0], -1, -1), known], 1)
-        asked = self.mask_token.to(known.dtype).expand(*query.index.shape, -1)
+        asked = self._asking(*query.index.shape).to(known.dtype)
         place = torch.cat([self.position(seen), self.position(query)], 1)
         place = nn.functional.pad(place, (0, 0, known.shape[1] - seen.index.shape[1], 0)).to(known.dtype)
         x = torch.cat([known, asked], 1)
         x = x if self.position_every else x + place
         inputs = self._attention_mask(seen, query, known.shape[1])
+        if turned:
+            x, place = (class_behind(value, known.shape[1]) for value in (x, place))
+            inputs = {name: class_behind(mask.mT, known.shape[1]).mT for name, mask in inputs.items()}
         for block in self.blocks:
-            x = block(x + place if self.position_every else x, **inputs)
-        return x
+            some = last if block is self.blocks[-1] else None
+            x = block(x + place if self.position_every else x, asked=some, **inputs)
+        return x if self.blocks else x[:, x.shape[1] - last :]
+
+    def _asking(self, rows: int, places: int) -> Tensor:
+        """What stands at the places asked for, (rows, places, dim)."""
+        return self.mask_token.expand(rows, places, -1)
 
     def _answer(self, x: Tensor) -> Tensor:
         answer = self.head(self.norm(x))
@@ -164,6 +189,11 @@ class Transformer(nn.Module):
             left[:, known - seen.valid.shape[1] :] = seen.valid
         right = torch.ones_like(query.index, dtype=torch.bool) if query.valid is None else query.valid
         return {"attn_mask": torch.cat([left, right], 1)[:, None, None, :]}
+
+
+def class_behind(x: Tensor, known: int) -> Tensor:
+    """The first token of a sequence (..., n, d) behind the `known` tokens it stands in front of."""
+    return torch.cat([x[..., 1:known, :], x[..., :1, :], x[..., known:, :]], -2)
 
 
 class CrossBlock(nn.Module):

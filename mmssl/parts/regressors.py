@@ -14,9 +14,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mmssl.nn.init import xavier_
+from mmssl.nn.mlp import LeanMlp
 from mmssl.nn.positions import SinCos
 from mmssl.parts.encoders.vit import key_mask
-from mmssl.parts.terms import Loss, Predict, counted, request
+from mmssl.parts.regions import counted, request
+from mmssl.parts.terms import Loss, Predict
 from mmssl.plan import Plan
 from mmssl.registry import register
 from mmssl.step import Step
@@ -166,7 +168,7 @@ class Blocks(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 width, heads, mlp_ratio, qkv_bias=True, init_values=layer_scale,
-                drop_path=drop_path * i / max(depth - 1, 1),
+                drop_path=drop_path * i / max(depth - 1, 1), mlp_layer=LeanMlp,
                 norm_layer=_norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
             )
             for i in range(depth)
@@ -257,6 +259,10 @@ class Regress(Predict):
         wide: Any = self.latent.dim
         if wide != plan.dims[look]:
             raise ValueError(f"latents are {plan.dims[look]} wide, as the encoder is, but their target is {wide}")
+
+    def count(self, step: Step) -> Tensor:
+        """What `forward` divides by, without encoding anything."""
+        return super().count(step).repeat(2)
 
     def forward(self, step: Step) -> tuple[Tensor, Tensor]:
         """Sums of both losses over the hidden tokens, the latents' weighted, and the number of tokens of each."""

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl import ranks
-from mmssl.parts.terms import request
+from mmssl.parts.regions import request
 from mmssl.registry import register
-from mmssl.step import Plan, Step
+from mmssl.step import Look, Plan, Step
 
 TOKEN_POOLS = ("mean", "sum", "max", "meanmax", "cls", "token")
 
@@ -41,6 +41,20 @@ def heads_of(looks: Sequence[str], head: str | Mapping[str, str] | None) -> dict
                 f"a term's `head` names a head for looks {sorted(head)}, but its looks are {sorted(set(looks))}"
             )
     return {name: head[name] for name in looks}
+
+
+@torch.no_grad()
+def rows(look: Look, pool: str) -> Tensor:
+    """How many answers a look will give: one per sample or mask, or per token that its encoder sees."""
+    tokens = look.tokens
+    if pool == "token" and look.masked and getattr(look.spec.corruptor, "drops", False):
+        index, valid = look.mask.visible_index
+    elif pool == "token":
+        index, valid = tokens.index, tokens.valid
+    else:
+        n = tokens.samples if tokens.packed else len(tokens.index if look.row is None else look.row)
+        return tokens.index.new_tensor(n)
+    return index.new_tensor(index.numel()) if valid is None else valid.sum()
 
 
 @torch.no_grad()
@@ -136,6 +150,7 @@ class Match(nn.Module):
                 f"predictor: {{_target_: head/mlp, dims: [{goal}]}}"
             )
         self.normalize = None if normalize is None else normalize(goal)
+        self.compares = hasattr(loss, "chance")  # such a loss finds the target among those of all samples
         self.signals: dict[str, Tensor] = {}
 
     def _answers(self, step: Step) -> dict[str, Tensor]:
@@ -162,26 +177,30 @@ class Match(nn.Module):
             self.signals["entropy"], self.signals["usage"] = entropies(torch.cat(normed))
         return dict(zip(self.targets, normed, strict=True))
 
+    def count(self, step: Step) -> Tensor:
+        """What `forward` divides by, without encoding anything."""
+        return torch.stack([rows(step[v], self.pool) for _, v in self.pairs]).sum()
+
     def forward(self, step: Step) -> tuple[Tensor, Tensor]:
         """Sum of the loss over samples, the mean over pairs; and the number of samples."""
         answers = self._answers(step)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
             targets = self._targets(step)
-        total, rows = 0.0, 0
+        total, n = 0.0, 0
         for q, v in self.pairs:
             goal = targets[q]
             if self.detach and step[v].row is not None and self.pool != "token":
                 goal = goal[step[v].row]
             losses = self.loss(answers[v], goal)
-            total, rows = total + losses.sum(), rows + len(losses)
+            total, n = total + losses.sum(), n + len(losses)
         assert isinstance(total, Tensor)
         if "entropy" not in self.signals:  # else answers are logits
             self.signals["spread"] = torch.stack([spread(answers[name]) for name in self.looks]).mean()
         chance: Any = getattr(self.loss, "chance", None)
         if chance is not None:
-            everyone = rows // len(self.pairs) * ranks.world()
+            everyone = n // len(self.pairs) * ranks.world()
             self.signals["chance"] = total.new_tensor(chance(everyone, answers[self.looks[0]].shape[-1]))
-        return total, total.new_tensor(float(rows))
+        return total, total.new_tensor(float(n))
 
 
 @register("term/set")
@@ -215,9 +234,14 @@ class Set(nn.Module):
         super().__init__()
         check_pool(pool)
         self.loss, self.looks, self.head, self.pool, self.weight = loss, plan.named(looks), head, pool, weight
+        self.compares = True
         for name in self.looks:
             plan.answer(name, head, "seen", pool)
         self.signals: dict[str, Tensor] = {}
+
+    def count(self, step: Step) -> Tensor:
+        """What `forward` divides by."""
+        return step.draws.keys.new_ones(())
 
     def forward(self, step: Step) -> tuple[Tensor, Tensor]:
         """The loss, and 1: every rank gives the same value of the global batch."""

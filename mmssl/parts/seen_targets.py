@@ -9,30 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.parts.targets import Frozen, Teacher, full
+from mmssl.parts.targets import Frozen, Teacher, full, layer_name
 from mmssl.plan import Plan
 from mmssl.registry import register
 from mmssl.step import Look
 from mmssl.types import Tokens, TokenSpec
-
-
-def layer_name(layer: str | float, taps: Sequence[str]) -> str:
-    """The name of a layer given by name, or by the share of blocks below it: 0.75 is `block.8` of 12 blocks.
-
-    Raises:
-        ValueError: for a name or share that the encoder does not have.
-    """
-    if isinstance(layer, str):
-        if layer not in taps:
-            raise ValueError(f"there is no layer {layer!r}; the encoder has {', '.join(taps) or 'none'}")
-        return layer
-    blocks = [name for name in taps if name.startswith("block.")]
-    if not 0.0 < layer <= 1.0 or not blocks:
-        raise ValueError(
-            f"a layer is a name, such as block.8, or a share of the blocks in (0, 1] (got {layer!r}; the encoder has "
-            f"{len(blocks)} blocks)"
-        )
-    return blocks[max(round(layer * len(blocks)), 1) - 1]
 
 
 @register("predictor/tap")
@@ -68,7 +49,16 @@ class Tap(nn.Module):
     def forward(self, seen: Tokens, query: Tokens) -> Tensor:
         """Answers (r, t, out) at the places of the query, all of which must be among the seen tokens."""
         features = seen.taps[self.taps[0]][:, -seen.index.shape[1] :]  # without prefix
-        answer = self.head(seen.but(x=features).at(query))
+        return self._answer(seen.but(x=features).at(query))
+
+    def with_class(self, seen: Tokens, query: Tokens) -> Tensor:
+        """Answers (r, 1 + t, out), the class token's in front (DMAE)."""
+        layer = seen.taps[self.taps[0]]
+        features = seen.but(x=layer[:, -seen.index.shape[1] :]).at(query)
+        return self._answer(torch.cat([layer[:, :1], features], 1))
+
+    def _answer(self, features: Tensor) -> Tensor:
+        answer = self.head(features)
         return F.normalize(answer, dim=-1) if self.unit else answer
 
 
@@ -124,18 +114,21 @@ class FrozenSeen(Frozen):
     def __init__(
         self, plan: Plan, look: str, *, network: Callable[..., nn.Module], layer: str | float | None = None
     ) -> None:
-        super().__init__(plan, look, network=network)
+        super().__init__(plan, look, network=network, layer=layer)
         encoder: Any = self._network[0].encoder
         if encoder.accepts != "sequence":
             raise ValueError(
                 "target/frozen_seen needs a network that runs on visible tokens alone, such as a vision transformer; "
                 f"this one accepts {encoder.accepts!r}. target/frozen takes any network."
             )
-        self.layer = None if layer is None else layer_name(layer, encoder.tap_names)
 
-    @torch.no_grad()
     def forward(self, look: Look, query: Tokens) -> Tensor:
         """Features of the tokens asked for, all of which must be visible, (r, t, d)."""
+        return self.with_class(look, query)[:, -query.index.shape[1] :]
+
+    @torch.no_grad()
+    def with_class(self, look: Look, query: Tokens) -> Tensor:
+        """Features (r, 1 + t, d), those of the class token in front, where there is one."""
         network: Any = self._network[0]
         tokens = network.tokenizer(look.views[0])
         if tokens.grid != look.tokens.grid:
@@ -145,10 +138,9 @@ class FrozenSeen(Frozen):
             )
         index, valid = look.mask.visible_index
         seen = tokens.take(index, look.mask.row, valid)
-        features = network.encoder(network.embed(seen), () if self.layer is None else (self.layer,))
-        if self.layer is not None:
-            features = features.but(x=features.taps[self.layer][:, -index.shape[1] :])
-        return full(features.at(query))
+        features = self._at_layer(network.encoder(network.embed(seen), () if self.layer is None else (self.layer,)))
+        tokens = full(features.at(query))
+        return tokens if features.prefix is None else torch.cat([full(features.prefix[:, :1]), tokens], 1)
 
 
 @register("target/teacher_mean")

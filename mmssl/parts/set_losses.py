@@ -17,7 +17,7 @@ from mmssl.parts.norms import check_temperature
 from mmssl.registry import register
 
 
-def _several(z: Tensor, name: str, views: int = 1) -> None:
+def several(z: Tensor, name: str, views: int = 1) -> None:
     """Refuses what has no second sample or view.
 
     Raises:
@@ -51,7 +51,7 @@ class NTXent:
 
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
         """The loss of answers (views, n, d)."""
-        _several(z, "set/ntxent", 2)
+        several(z, "set/ntxent", 2)
         unit = F.normalize(z, dim=-1)
         # right ones without a mask over all pairs: with thousands of nodes it would cost more than the product
         right = (unit * (unit.sum(0) - unit)).sum(-1).mean() / (self.temperature * (len(z) - 1))
@@ -64,6 +64,20 @@ class NTXent:
         return math.log(views * n - 1)
 
 
+def columns(z: Tensor, eps: float, unit: bool, unbiased: bool) -> Tensor:
+    """Answers (views, n, d), every dimension of each view with mean 0 and variance 1 over the samples.
+
+    Args:
+        z: the answers.
+        eps: added to variances.
+        unit: whether each answer is divided by its length before.
+        unbiased: whether the variance is a sum over n - 1.
+    """
+    z = F.normalize(z, dim=-1) if unit else z
+    variance, mean = torch.var_mean(z, dim=1, keepdim=True, correction=int(unbiased))
+    return (z - mean) * torch.rsqrt(variance + eps)
+
+
 @register("set/barlow")
 class Barlow:
     """Barlow Twins (Zbontar et al. 2021): the cross-correlation of two views' features should be the identity.
@@ -71,16 +85,19 @@ class Barlow:
     Args:
         redundancy: factor of the entries off the diagonal.
         eps: added to variances.
+        unit: whether answers are divided by their length before they are standardised (Mixed Barlow Twins).
+        unbiased: whether variances are sums over n - 1, those of the matrix still over n (Mixed Barlow Twins).
     """
 
-    def __init__(self, *, redundancy: float = 0.0051, eps: float = 1e-5) -> None:
-        self.redundancy, self.eps = redundancy, eps
+    def __init__(
+        self, *, redundancy: float = 0.0051, eps: float = 1e-5, unit: bool = False, unbiased: bool = False
+    ) -> None:
+        self.redundancy, self.eps, self.unit, self.unbiased = redundancy, eps, unit, unbiased
 
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
         """The loss of answers (2, n, d), summed over the entries of the matrix."""
-        _several(z, "set/barlow", 2)
-        variance, mean = torch.var_mean(z, dim=1, keepdim=True, correction=0)
-        a, b = (z - mean) * torch.rsqrt(variance + self.eps)
+        several(z, "set/barlow", 2)
+        a, b = columns(z, self.eps, self.unit, self.unbiased)
         c = a.T @ b / z.shape[1]
         diagonal = c.diagonal()
         off = c.square().sum() - diagonal.square().sum()
@@ -111,7 +128,7 @@ class VICReg:
 
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
         """The loss of answers (2, n, d)."""
-        _several(z, "set/vicreg", 2)
+        several(z, "set/vicreg", 2)
         n, d = z.shape[1:]
         apart = (z[0] - z[1]).square().mean()
         centred = z - z.mean(1, keepdim=True)
@@ -137,7 +154,7 @@ class KoLeo:
 
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
         """The loss of features (views, n, d), which are normalised here."""
-        _several(z, "set/koleo")
+        several(z, "set/koleo")
         unit = F.normalize(z, dim=-1, eps=self.eps)
         with torch.no_grad():
             dots = unit @ unit.transpose(1, 2)
@@ -179,7 +196,7 @@ class SIGReg:
 
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
         """The loss of answers (views, n, d): the mean over views and directions."""
-        _several(z, "set/sigreg")
+        several(z, "set/sigreg")
         a = draws.named("sigreg").normal(z.shape[-1], self.directions)[0].to(z)
         x = z @ F.normalize(a, dim=0)
         t = torch.linspace(0, self.limit, self.knots, dtype=z.dtype, device=z.device)

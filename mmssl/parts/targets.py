@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmssl.parts.regions import from_end
 from mmssl.parts.teachers import still
 from mmssl.registry import register
 from mmssl.step import Look, Plan
@@ -35,8 +37,7 @@ class Raw(nn.Module):
         raw = query.raw
         if not self.normalize:
             return raw
-        variance, mean = torch.var_mean(raw, dim=-1, keepdim=True)
-        return (raw - mean) * torch.rsqrt(variance + 1e-6)
+        return standardised(raw)
 
     def restore(self, query: Tokens, prediction: Tensor) -> Tensor:
         """Predictions in the units of raw values, for pictures: undoes the standardisation with the tokens' own."""
@@ -104,12 +105,21 @@ class Frozen(nn.Module):
         look: the look whose tokens are meant.
         network: called as (spec of the look's tokens), gives a frozen network that reads views and gives features on
             the same grid of tokens, for instance `network/timm` or `network/run`.
+        layer: which layer: a name, `qkv.-1` for queries, keys and values of the last block, or the share of blocks
+            below it (1.0 is the last block without the encoder's final norm, as in dBOT); null for the output.
+
+    Raises:
+        ValueError: for a layer that the network does not have.
     """
 
-    def __init__(self, plan: Plan, look: str, *, network: Callable[..., nn.Module]) -> None:
+    def __init__(
+        self, plan: Plan, look: str, *, network: Callable[..., nn.Module], layer: str | float | None = None
+    ) -> None:
         super().__init__()
         made = network(plan.specs[look])
-        self.dim = made.dim
+        known = getattr(getattr(made, "encoder", None), "tap_names", ())
+        self.layer = None if layer is None else layer_name(layer, known)
+        self.dim: int = int(made.dim) * (3 if (self.layer or "").startswith("qkv.") else 1)  # pyright: ignore[reportArgumentType]  # networks declare `dim`
         self._network = (made.eval().requires_grad_(False),)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
@@ -118,21 +128,38 @@ class Frozen(nn.Module):
         self._network[0]._apply(fn, recurse)
         return self
 
-    @torch.no_grad()
     def forward(self, look: Look, query: Tokens) -> Tensor:
         """Features of the tokens asked for, (r, t, d)."""
-        features = self._network[0](look.views[0])
+        return gathered(look, query, self._features(look))
+
+    def with_class(self, look: Look, query: Tokens) -> Tensor:
+        """Features (r, 1 + t, d), those of the class token in front."""
+        return gathered_with_class(look, query, self._features(look))
+
+    @torch.no_grad()
+    def _features(self, look: Look, taps: tuple[str, ...] = ()) -> Tokens:
+        """Of the whole view, on the student's grid, and layers of the network."""
+        wanted = (*taps, *(() if self.layer is None else (self.layer,)))
+        features = self._network[0](look.views[0], *((wanted,) if wanted else ()))
+        features = self._at_layer(features)
         if features.grid != look.tokens.grid:
             raise ValueError(
                 f"target/frozen: the frozen network has tokens on {features.grid}, the student on {look.tokens.grid}; "
                 "give both the same input size and patch"
             )
-        return gathered(look, query, features)
+        return features
 
     @torch.no_grad()
     def pooled(self, look: Look, pool: str) -> Tensor:
         """Features of whole samples, (b, d)."""
-        return full(self._network[0](look.views[0]).pool(pool))
+        return full(self._features(look).pool(pool))
+
+    def _at_layer(self, features: Tokens) -> Tokens:
+        """The layer that is asked for in place of the output."""
+        if self.layer is None:
+            return features
+        layer, n = features.taps[self.layer], features.index.shape[1]
+        return features.but(x=layer[:, layer.shape[1] - n :], prefix=layer[:, : layer.shape[1] - n])
 
 
 @register("target/initial")
@@ -155,9 +182,46 @@ class Initial(nn.Module):
         return gathered(look, query, self.network.encode(look.tokens))  # pyright: ignore[reportCallIssue]  # a Network
 
     @torch.no_grad()
+    def with_class(self, look: Look, query: Tokens) -> Tensor:
+        """Features (r, 1 + t, d), those of the class token in front."""
+        features: Tokens = self.network.encode(look.tokens)  # pyright: ignore[reportCallIssue]  # a Network
+        return gathered_with_class(look, query, features)
+
+    @torch.no_grad()
     def pooled(self, look: Look, pool: str) -> Tensor:
         """Features of whole samples, (b, d)."""
         return full(self.network.encode(look.tokens).pool(pool))  # pyright: ignore[reportCallIssue]  # a Network
+
+
+def layer_name(layer: str | float, taps: Sequence[str]) -> str:
+    """The name of a layer given by name, or by the share of blocks below it: 0.75 is `block.8` of 12 blocks.
+
+    Names may count from the last: `qkv.-1` is `qkv.11`.
+
+    Raises:
+        ValueError: for a name or share that the encoder does not have.
+    """
+    if isinstance(layer, str):
+        if (name := from_end(layer, taps)) not in taps:
+            raise ValueError(f"there is no layer {layer!r}; the encoder has {', '.join(taps) or 'none'}")
+        return name
+    blocks = [name for name in taps if name.startswith("block.")]
+    if not 0.0 < layer <= 1.0 or not blocks:
+        raise ValueError(
+            f"a layer is a name, such as block.8, or a share of the blocks in (0, 1] (got {layer!r}; the encoder has "
+            f"{len(blocks)} blocks)"
+        )
+    return blocks[max(round(layer * len(blocks)), 1) - 1]
+
+
+def standardised(values: Tensor, eps: float = 1e-6) -> Tensor:
+    """Each token by its own mean and unbiased variance, to which `eps` is added (MAE's `norm_pix_loss`), (..., v).
+
+    A layer norm divides by the biased variance: the same up to a factor, in an eighth of the time of `torch.var_mean`.
+    """
+    width = values.shape[-1]
+    share = max(width - 1, 1) / width
+    return F.layer_norm(values, (width,), eps=eps * share) * math.sqrt(share)
 
 
 def full(x: Tensor) -> Tensor:
@@ -173,6 +237,18 @@ def gathered(look: Look, query: Tokens, features: Tokens) -> Tensor:
     row = _rows(look, query)
     values = features.x if row is None else features.x[row]
     return full(values.gather(1, query.index.unsqueeze(-1).expand(-1, -1, values.shape[-1])))
+
+
+def gathered_with_class(look: Look, query: Tokens, features: Tokens) -> Tensor:
+    """As `gathered`, with the class token's in front, (r, 1 + t, d).
+
+    Raises:
+        ValueError: where there is no class token.
+    """
+    if features.prefix is None:
+        raise ValueError("class_token=true, but the network that gives the target has no class token")
+    row, first = _rows(look, query), full(features.prefix[:, :1])
+    return torch.cat([first if row is None else first[row], gathered(look, query, features)], 1)
 
 
 def _rows(look: Look, query: Tokens) -> Tensor | None:

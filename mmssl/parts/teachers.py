@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from mmssl import ranks
+from mmssl.parts.norms import Schedule, at
 from mmssl.registry import register
 
 
@@ -32,7 +34,7 @@ class EMA(nn.Module):
     Twins have neither dropout nor drop path.
 
     Args:
-        momentum: share of the old twin kept at each optimizer step, a schedule over progress.
+        momentum: share of the old twin kept at each optimizer step, a number or a schedule over progress.
         when: when twins follow: `after` the optimizer step (I-JEPA, DINO) or `before` the forward pass (MoCo v3).
         copied: patterns of names, such as `*.embed.*`, whose twins are copies and no averages (Point-JEPA: only the
             transformer has a teacher).
@@ -41,15 +43,15 @@ class EMA(nn.Module):
         ValueError: for another word, a momentum outside [0, 1] or, when a module is twinned, a pattern without a match.
     """
 
-    def __init__(self, *, momentum: Callable[[float], float], when: str = "after", copied: Sequence[str] = ()) -> None:
+    def __init__(self, *, momentum: float | Schedule, when: str = "after", copied: Sequence[str] = ()) -> None:
         super().__init__()
         if when not in ("after", "before"):
             raise ValueError(f"teacher.when has to be 'after' or 'before' (got {when!r})")
         for progress in (0.0, 1.0):
-            if not 0 <= momentum(progress) <= 1:
+            if not 0 <= at(momentum, progress) <= 1:
                 raise ValueError(
                     "teacher.momentum is the share of the old teacher that is kept and has to lie in [0, 1], usually "
-                    f"from 0.99 to 1 (got {momentum(progress):g})"
+                    f"from 0.99 to 1 (got {at(momentum, progress):g})"
                 )
         self.momentum, self.when, self.copied = momentum, when, tuple(copied)
         self.twins = nn.ModuleDict()
@@ -77,12 +79,13 @@ class EMA(nn.Module):
     @torch.no_grad()
     def follow(self, progress: float) -> None:
         """One step of every twin towards its student; floating buffers average, others are copied."""
-        keep = self.momentum(progress)
+        keep = at(self.momentum, progress)
         averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         for name, student in self._students.items():
             theirs = dict((*student.named_parameters(), *student.named_buffers()))
-            for place, mine in (*self.twins[name].named_parameters(), *self.twins[name].named_buffers()):
-                other = theirs[place].detach()
+            for place, value in (*self.twins[name].named_parameters(), *self.twins[name].named_buffers()):
+                # where weights are shared out, a module and its twin lie in the same pieces
+                mine, other = ranks.own(value), ranks.own(theirs[place].detach())
                 if mine.is_floating_point() and not self._copies(f"{name}.{place}"):
                     averaged[0].append(mine)
                     averaged[1].append(other)
@@ -95,11 +98,14 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def distance(self) -> Tensor:
-        """How far the twins are from their students, over the length of the students' weights."""
+        """How far the twins are from their students, over the length of the students' weights.
+
+        Of this rank's pieces where weights are shared out: one rank alone may ask, nothing is sent.
+        """
         apart, size = [], []
         for name, student in self._students.items():
-            old: list[Tensor] = list(self.twins[name].parameters())
-            new = [p.detach() for p in student.parameters()]
+            old = [ranks.own(p) for p in self.twins[name].parameters()]
+            new = [ranks.own(p.detach()) for p in student.parameters()]
             apart += torch._foreach_norm(torch._foreach_sub(old, new))  # pyright: ignore[reportPrivateImportUsage]
             size += torch._foreach_norm(new)  # pyright: ignore[reportPrivateImportUsage]
         return torch.stack(apart).norm() / torch.stack(size).norm().clamp(min=1e-12)

@@ -6,38 +6,28 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl import ranks
+from mmssl.parts.regions import (
+    asked,
+    beside,
+    blocks_of,
+    check_borrowed,
+    counted,
+    everywhere,
+    foreseen,
+    marked,
+    named_regions,
+    regions,
+    request,
+)
 from mmssl.registry import register
 from mmssl.step import Look, Plan, Step
 from mmssl.types import Tokens
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def regions(look: Look, at: str) -> tuple[Tensor, Tensor | None]:
-    """Places (r, k, t) and validity of the tokens a loss is taken over: `hidden`, `visible` or `all`."""
-    if at == "hidden":
-        return look.mask.target_index
-    if at == "visible":
-        index, valid = look.mask.visible_index
-        return index.unsqueeze(1), None if valid is None else valid.unsqueeze(1)
-    if look.tokens.packed:
-        return torch.arange(len(look.tokens.index), device=look.tokens.index.device)[None, None], None
-    index = look.tokens.index if look.row is None else look.tokens.index[look.row]
-    return index.unsqueeze(1), None
-
-
-def request(plan: Plan, looks: Sequence[str], target: Any) -> None:
-    """Tells looks what a target will ask them: it declares `asks` (`taught`) and `taps` (layers of the teacher)."""
-    for name in looks:
-        for what in getattr(target, "asks", ()):
-            plan.ask(name, what)
-        wanted = set(getattr(target, "taps", ()))
-        if missing := wanted - set(plan.taps[name]):
-            raise ValueError(f"the target reads layers {sorted(missing)}, but the encoder has {plan.taps[name]}")
-        plan.looks[name].taught_taps |= wanted
+Loss = Callable[..., Tensor]
 
 
 @register("term/predict")
@@ -55,17 +45,25 @@ class Predict(nn.Module):
         predictor: called as (spec, width in, width out, taps); null for the features themselves, at places that were
             seen.
         head: name of a head behind the predictor, whose twin stands behind the target too (iBOT); null for none.
+        project: name of a head between the encoder and the predictor (Latent MIM, DMT-JEPA), whose twin targets name
+            themselves; null for none.
         normalize: applied to targets, called as (width), for instance `norm/layer`; null for none.
-        at: which tokens: `hidden` (the masker's targets), `visible` or `all`; or a list of them, each averaged on its
-            own and all of them summed (ReMasker: `[hidden, visible]`). A predictor with a method `both` answers hidden
-            and visible tokens in one pass.
+        at: which tokens: `hidden` (the masker's targets), `visible`, `all`, or `kept`, those that the encoder gave
+            (encoder/pruned); or a list of them, each averaged on its own and all of them summed (ReMasker: `[hidden,
+            visible]`); `hidden.0` are those of the first stream. A predictor with a method `both` answers hidden and
+            visible tokens in one pass.
         reduce: `token` averages over all tokens asked for; `sample` over those of each row first, then over rows, those
-            without any included (iBOT).
+            without any included (iBOT); `asked` likewise over the rows that have any (MultiMAE).
         look: which look, or a list of looks that share predictor and target and are averaged together.
+        memory: a further look, whose features the predictor gets as a third argument (CroCo, SiamMAE): those of each
+            row's sample, or the row's own where both looks have several masks; null for none.
+        class_token: whether the class token is asked too and counts as one more token of each row (dBOT, DMAE); for
+            predictors and targets that have a method `with_class`.
+        of: name of an earlier term whose predictor answers, in place of one of its own (A2MIM, UMD); null for none.
         weight: factor of this term in the objective.
 
     Raises:
-        ValueError: for an unknown look, region or word, or an encoder without the layers that are asked for.
+        ValueError: for an unknown look, term, region or word, or an encoder without the layers that are asked for.
     """
 
     def __init__(
@@ -76,42 +74,83 @@ class Predict(nn.Module):
         loss: Loss,
         predictor: Callable[..., nn.Module] | None = None,
         head: str | None = None,
+        project: str | None = None,
         normalize: Callable[[int], nn.Module] | None = None,
         at: str | Sequence[str] = "hidden",
         reduce: str = "token",
         look: str | Sequence[str] = "x",
+        memory: str | None = None,
+        class_token: bool = False,
+        of: str | None = None,
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.at = [at] if isinstance(at, str) else list(at)
-        if not self.at or len(set(self.at)) < len(self.at) or not set(self.at) <= {"hidden", "visible", "all"}:
-            raise ValueError(f"a term's `at` has to be 'hidden', 'visible' or 'all', or a list of them (got {at!r})")
-        if reduce not in ("token", "sample"):
-            raise ValueError(f"a term's `reduce` has to be 'token' or 'sample' (got {reduce!r})")
+        self.at = named_regions(at)
+        if reduce not in ("token", "sample", "asked"):
+            raise ValueError(f"a term's `reduce` has to be 'token', 'sample' or 'asked' (got {reduce!r})")
         self.looks = plan.named([look] if isinstance(look, str) else look)
         for name in self.looks:
             plan.ask(name, "seen")
         first = self.looks[0]
         self.weight, self.loss, self.reduce, self.head = weight, loss, reduce, head
+        self.name, self.memory, self.class_token, self.of = plan.term, memory, class_token, of
+        if memory is not None:
+            plan.ask(plan.named([memory])[0], "seen")
         self.look, self.target = first, target(plan, first)
         request(plan, self.looks, self.target)
         wide = int(self.target.dim)  # pyright: ignore[reportArgumentType]  # targets declare `dim`
-        sizes = (plan.specs[first], plan.dims[first], wide, plan.taps[first])
+        width, self.project = plan.dims[first], project
+        if project is not None:
+            width = int(plan.head(project, width).dim)  # pyright: ignore[reportArgumentType]  # heads declare `dim`
+        sizes = (plan.specs[first], width, wide, plan.taps[first])
         self.predictor = None if predictor is None else predictor(*sizes)
-        if self.predictor is None and plan.dims[first] != wide:
+        check_borrowed(plan, of, self.predictor)
+        if self.predictor is None and of is None and width != wide:
             raise ValueError(
-                f"features are {plan.dims[first]} wide and targets {wide}; give the term a predictor, such as "
+                f"features are {width} wide and targets {wide}; give the term a predictor, such as "
                 "predictor: {_target_: predictor/linear}"
             )
         if head is not None:
             wide = int(plan.head(head, wide).dim)  # pyright: ignore[reportArgumentType]  # heads declare `dim`
         self.normalize = None if normalize is None else normalize(wide)
+        for part in (self.predictor, self.target) if class_token else ():
+            if not hasattr(part, "with_class"):
+                raise ValueError(
+                    f"class_token=true: {type(part).__name__} says nothing at the class token; set class_token to false"
+                )
         wanted = set(getattr(self.predictor, "taps", ()))
         for name in self.looks:
             if missing := wanted - set(plan.taps[name]):
                 raise ValueError(f"the predictor reads layers {sorted(missing)}, but the encoder has {plan.taps[name]}")
             plan.looks[name].taps |= wanted
         self.signals: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def count(self, step: Step) -> Tensor:
+        """What `forward` divides by, without encoding anything."""
+        counts = []
+        for at in self.at:
+            total = step.draws.keys.new_zeros(())
+            for look in (step[name] for name in self.looks):
+                index, valid = foreseen(look, at)
+                query = asked(look, at, index, valid, bare=True)
+                flags, elements = counted(query), look.mask.elements if look.masked else None
+                if elements is not None:
+                    total = total + marked(query, flags, elements).sum()
+                elif self.reduce == "token":
+                    total = total + (query.index.numel() if flags is None else flags.sum())
+                    total = total + len(query.index) * self.class_token
+                elif self.reduce == "asked" and flags is not None:
+                    total = total + flags.any(-1).sum()
+                else:
+                    total = total + (len(query.index) if query.samples is None else query.samples)
+            # a predictor may answer several times in training
+            counts.append(total * getattr(self.answering(step), "decodings", 1) if self.training else total)
+        return counts[0] if len(counts) == 1 else torch.stack(counts)
+
+    def answering(self, step: Step) -> Any:
+        """The predictor: its own, or that of another term."""
+        return self.predictor if self.of is None else step.terms[self.of].predictor
 
     def query(self, look: Look, at: str) -> tuple[Tokens, Tokens]:
         """The tokens a region asks for, with their clean raw values, and what was seen of their samples, (r k, ...)."""
@@ -121,15 +160,13 @@ class Predict(nn.Module):
                 f"look {look.spec.name!r}: the masker asks for no token ({at}) in the whole batch, so that nothing "
                 "is learned; raise masker.ratio or the scale of its blocks, or give samples more tokens"
             )
-        row, seen, k = look.row, look.seen, index.shape[1]
-        if k > 1:
-            every = torch.arange(index.shape[0], device=index.device).repeat_interleave(k)
-            row = every if row is None else row[every]
+        seen, every = look.projected(self.project), blocks_of(index)
+        if every is not None:
             prefix = None if seen.prefix is None else seen.prefix[every]
-            seen = seen.take(_everywhere(seen)[every], every).but(
+            seen = seen.take(everywhere(seen)[every], every).but(
                 prefix=prefix, taps={name: tap[every] for name, tap in seen.taps.items()}
             )
-        return look.tokens.take(index.flatten(0, 1), row, None if valid is None else valid.flatten(0, 1)), seen
+        return asked(look, at, index, valid), seen
 
     def predict(self, step: Step, name: str | None = None) -> list[tuple[Tokens, Tensor]]:
         """Of each region the tokens asked for, and what is predicted there, (r k, t, o), in front of the head.
@@ -139,30 +176,43 @@ class Predict(nn.Module):
             name: of which look; the first one by default.
         """
         look = step[name or self.looks[0]]
-        both: Callable[..., tuple[Tensor, Tensor]] | None = getattr(self.predictor, "both", None)
-        if both is not None and set(self.at) == {"hidden", "visible"}:
+        found = self._answers(look)
+        return [(query, answer[:, 1:]) for query, answer in found] if self.class_token else found
+
+    def _answers(self, look: Look) -> list[tuple[Tokens, Tensor]]:
+        """As `predict`, with the answer at the class token in front where that is asked for."""
+        predictor = self.answering(look.step)
+        both: Callable[..., tuple[Tensor, Tensor]] | None = getattr(predictor, "both", None)
+        if both is not None and set(self.at) == {"hidden", "visible"} and not (self.class_token or self.memory):
             hidden, seen = self.query(look, "hidden")
             visible, _ = self.query(look, "visible")
             there, here = both(seen, hidden, visible)
             found = [(hidden, there), (visible, here)]
             return found if self.at[0] == "hidden" else found[::-1]
-        asked = [self.query(look, at) for at in self.at]
-        if self.predictor is None:
-            return [(query, seen.at(query)) for query, seen in asked]
-        return [(query, self.predictor(seen, query)) for query, seen in asked]
+        found = [self.query(look, at) for at in self.at]
+        if predictor is None:
+            return [(query, seen.at(query)) for query, seen in found]
+        if self.class_token and look.seen.prefix is None:
+            raise ValueError("class_token=true, but this encoder has no class token; set encoder.class_token=true")
+        answer: Any = predictor.with_class if self.class_token else predictor
+        if self.memory is None:
+            return [(query, answer(seen, query)) for query, seen in found]
+        memory = look.step[self.memory].seen
+        return [(query, answer(seen, query, beside(memory, look, query))) for query, seen in found]
 
     def forward(self, step: Step) -> tuple[Tensor, Tensor]:
         """Sum of the loss over the tokens asked for, and their number; (regions,) each where there are several."""
-        found = [self.predict(step, name) for name in self.looks]
-        regions = [self._region(step, list(asked)) for asked in zip(*found, strict=True)]
-        if len(regions) == 1:
-            return regions[0]
-        sums, counts = zip(*regions, strict=True)
+        found = [self._answers(step[name]) for name in self.looks]
+        step.answered |= {(self.name, name): asked for name, asked in zip(self.looks, found, strict=True)}
+        reduced = [self._region(step, list(asked)) for asked in zip(*found, strict=True)]
+        if len(reduced) == 1:
+            return reduced[0]
+        sums, counts = zip(*reduced, strict=True)
         return torch.stack(sums), torch.stack(counts)
 
     def _region(self, step: Step, asked: list[tuple[Tokens, Tensor]]) -> tuple[Tensor, Tensor]:
         """Sum and number over all looks."""
-        kept = [counted(query) for query, _ in asked]
+        kept = [self._with_class(counted(query)) for query, _ in asked]
         # behind a head rows are wide: padding is left out before it
         packed = [flags is not None and self.head is not None for flags in kept]
         chosen = [flags if compact else None for flags, compact in zip(kept, packed, strict=True)]
@@ -176,10 +226,13 @@ class Predict(nn.Module):
             if mask is not None and mask.elements is not None:
                 found = self._elements(prediction, targets[i], query, flags, mask.elements)
             else:
-                losses = self.loss(prediction, targets[i])
+                # a loss that compares the tokens of a row has to know which of them count
+                known = (flags,) if getattr(self.loss, "within", False) else ()
+                losses = self.loss(prediction, targets[i], *known)
                 if chosen[i] is not None:
                     assert flags is not None
                     losses = losses.new_zeros(flags.shape).masked_scatter(flags, losses)
+                step.losses.setdefault((self.name, self.looks[i]), []).append((query, losses.detach()))
                 found = self._reduced(losses, flags, query)
             sums.append(found[0])
             counts.append(found[1])
@@ -195,7 +248,8 @@ class Predict(nn.Module):
             module = step.heads[self.head]
             return module(values) if step.teacher is None else step.teacher.of(module)(values)
 
-        raw = [self.target(step[name], query) for name, query in zip(self.looks, queries, strict=True)]
+        target: Any = self.target.with_class if self.class_token else self.target
+        raw = [target(step[name], query) for name, query in zip(self.looks, queries, strict=True)]
         raw = [head(values if flags is None else values[flags]) for values, flags in zip(raw, chosen, strict=True)]
         if self.normalize is None:
             return raw
@@ -205,6 +259,10 @@ class Predict(nn.Module):
                 raw = [head(self.target(step[name], step[name].tokens)) for name in self.looks]
             self.normalize.follow(raw)  # pyright: ignore[reportCallIssue]  # a method of some normalisers
         return normed
+
+    def _with_class(self, flags: Tensor | None) -> Tensor | None:
+        """Flags of tokens (r, t), with the class token in front where it is asked for."""
+        return F.pad(flags, (1, 0), value=True) if self.class_token and flags is not None else flags
 
     def _reduced(self, losses: Tensor, counted: Tensor | None, query: Tokens) -> tuple[Tensor, Tensor]:
         """Sum and number of a loss per token (r, t)."""
@@ -219,29 +277,13 @@ class Predict(nn.Module):
             sums, counts = (losses.new_zeros(query.samples).index_add(0, query.sample, x) for x in (kept, ones))
         else:
             sums, counts = kept.sum(-1), ones.sum(-1)
-        return (sums / counts.clamp(min=1)).sum(), losses.new_tensor(float(len(sums)))
+        number = (counts > 0).sum().to(losses.dtype) if self.reduce == "asked" else losses.new_tensor(float(len(sums)))
+        return (sums / counts.clamp(min=1)).sum(), number
 
     def _elements(
         self, prediction: Tensor, target: Tensor, query: Tokens, counted: Tensor | None, elements: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The loss over some values of each token: the others are set equal, so that they add nothing."""
-        repeats = query.index.shape[0] // elements.shape[0]
-        marked = elements.repeat_interleave(repeats, 0).gather(
-            1, query.index.unsqueeze(-1).expand(-1, -1, elements.shape[-1])
-        )
-        if counted is not None:
-            marked = marked & counted.unsqueeze(-1)
-        loss = self.loss(torch.where(marked, prediction.to(target.dtype), target), target)
-        return loss.sum() * target.shape[-1], marked.sum().to(loss.dtype)
-
-
-def counted(query: Tokens) -> Tensor | None:
-    """Which of the tokens asked for are in the loss: neither padding nor naturally missing; None for all."""
-    if query.given is None:
-        return query.valid
-    return query.given if query.valid is None else query.valid & query.given
-
-
-def _everywhere(tokens: Tokens) -> Tensor:
-    """Places 0 .. n - 1 of these tokens themselves, (b, n)."""
-    return torch.arange(tokens.index.shape[1], device=tokens.index.device).expand_as(tokens.index)
+        chosen = marked(query, counted, elements)
+        loss = self.loss(torch.where(chosen, prediction.to(target.dtype), target), target)
+        return loss.sum() * target.shape[-1], chosen.sum().to(loss.dtype)

@@ -44,7 +44,12 @@ class WindowAttention(nn.Module):
         self.register_buffer("offsets", offset.sign() * offset.abs().log1p(), persistent=False)
 
     def forward(self, x: Tensor, apart: Tensor | None) -> Tensor:
-        """x (b, windows, places, dim); `apart` (windows, places, places) is added to the logits."""
+        """What places read of one another, before `proj`.
+
+        Args:
+            x: (b, windows, places, dim).
+            apart: (windows, places, places), added to the logits.
+        """
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
         query = F.normalize(query, dim=-1) / self.tau.clamp(min=0.01)[:, None, None]
         bias = self.meta_mlp(self.offsets).permute(2, 0, 1)
@@ -54,7 +59,7 @@ class WindowAttention(nn.Module):
         read = F.scaled_dot_product_attention(
             query.to(value.dtype), key, value, attn_mask=bias.to(value.dtype), scale=1.0
         )
-        return self.proj(read.transpose(2, 3).flatten(3))
+        return read.transpose(2, 3).flatten(3)
 
 
 class WindowBlock(nn.Module):
@@ -118,9 +123,13 @@ class WindowBlock(nn.Module):
         x = self._join(self.attn(self._cut(x), self.apart))
         return (x.roll(self.shift, axes) if any(self.shift) else x).flatten(1, len(self.grid))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (b, n, dim) in the order of the grid."""
-        x = x + self.norm1(self._attend(x))
+    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """x (b, n, dim) in the order of the grid to the same, or to (b, t, dim) at the places `index` (b, t) alone."""
+        read = self._attend(x)
+        if index is not None:
+            place = index.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+            x, read = x.gather(1, place), read.gather(1, place)
+        x = x + self.norm1(self.attn.proj(read))
         return x + self.norm2(self.mlp(x))
 
 
@@ -218,6 +227,5 @@ class Window(nn.Module):
         """Answers (r, t, out) at the places of the query."""
         x = self._whole(seen)
         for block in self.blocks:
-            x = block(x)
-        x = x.gather(1, query.index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            x = block(x, query.index if block is self.blocks[-1] else None)
         return self.head(self.norm(x))

@@ -21,9 +21,13 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return [name if names.count(name) == 1 else f"{i + 1}: {name}" for i, name in enumerate(names)]
 
 
-def parts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
-    """The page's sections: (title, body)."""
-    names = names_of(runs)
+def parts(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, Markup]]:
+    """The page's sections: (title, body).
+
+    Args:
+        runs: the runs, in the order of their colours.
+        names: what to call them.
+    """
     return [
         ("Scores", _scores(runs, names)),
         ("Curves", overlays(runs, names)),

@@ -10,7 +10,9 @@ from pathlib import Path
 from mmssl.report import compare, scores, sections
 from mmssl.report.figures import curves
 from mmssl.report.markup import Markup, join, replace_file, slug, tag
+from mmssl.report.ranking import Sweep
 from mmssl.report.reading import Run, read
+from mmssl.report.sweep import is_sweep
 
 CSS, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
 
@@ -19,9 +21,9 @@ def write(run: Path | list[Path], out: Path | None = None) -> Path:
     """Writes a report from what a run's directory holds by now.
 
     Args:
-        run: a run's directory; several give one page that compares them.
-        out: the file to write; by default `report.html` in the run's directory, or, for several runs, in the working
-            directory.
+        run: a run's directory, or a sweep's; several runs give one page that compares them.
+        out: the file to write; by default `report.html` in the run's or the sweep's directory, or, for several runs, in
+            the working directory.
 
     Returns:
         The file, which readers see whole or not at all.
@@ -32,6 +34,10 @@ def write(run: Path | list[Path], out: Path | None = None) -> Path:
     paths = [Path(one) for one in run] if isinstance(run, (list, tuple)) else [Path(run)]
     if not paths:
         raise ValueError("report: no run was given. Name one or more run directories; `mmssl runs` lists them.")
+    if len(paths) == 1 and is_sweep(paths[0]):
+        sweep = Sweep(paths[0])
+        page = _page(f"sweep of {len(sweep.rows)} jobs", sweep.heading(), sweep.parts(), sweep.notes)
+        return replace_file(Path(out) if out is not None else paths[0] / "report.html", page.encode())
     runs = [read(path) for path in paths]
     if len(runs) == 1:
         page, default = single(runs[0]), paths[0] / "report.html"
@@ -64,7 +70,7 @@ def several(runs: Sequence[Run]) -> str:
     """The page that compares runs."""
     names = compare.names_of(runs)
     notes = [f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes]
-    return _page(f"{len(runs)} runs", compare.heading(runs), compare.parts(runs), notes)
+    return _page(f"{len(runs)} runs", compare.heading(runs), compare.parts(runs, names), notes)
 
 
 def _page(title: str, head: Markup, parts: Sequence[tuple[str, Markup]], notes: Sequence[str]) -> str:

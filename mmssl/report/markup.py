@@ -6,6 +6,8 @@ import math
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
@@ -79,16 +81,22 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "x"
 
 
-def replace_file(path: Path, content: bytes) -> Path:
-    """Writes a file such that a reader sees the old content or the new, never a part; makes its folder."""
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place at the end; after an error the old one is untouched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
+        yield draft
+        with draft.open("rb+") as file:
             os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Writes a file such that a reader sees the old content or the new, never a part; makes its folder."""
+    with drafted(path) as draft, draft.open("xb") as file:
+        file.write(content)
     return path

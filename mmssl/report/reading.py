@@ -45,6 +45,7 @@ class Score:
     baselines: dict[str, tuple[float | None, tuple[float, float] | None]]
     why: dict[str, str]
     higher_is_better: bool = True
+    differences: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Run:
     def scores(self) -> list[Score]:
         """Every evaluation result."""
         found = _block(self.summary, "eval").items()
-        return [_score(str(name), value) for name, value in found if isinstance(value, dict)]
+        return [score for name, value in found if isinstance(value, dict) for score in _scores(str(name), value)]
 
 
 def read(path: Path) -> Run:
@@ -123,7 +124,7 @@ def read(path: Path) -> Run:
         path.resolve(),
         *(_json(path / f"{name}.json", notes) for name in ("summary", "environment", "data")),
         config=config or "",
-        metrics=_columns(path / "metrics.csv", notes),
+        metrics=_columns(path / "metrics.csv", notes) | _apart(path / "scores.csv", notes),
         timing=_columns(path / "timing.csv", notes),
         pictures=tuple(_pictures(path / "pictures", notes)),
         notes=tuple(notes),
@@ -185,6 +186,11 @@ def _columns(file: Path, notes: list[str]) -> dict[str, Column]:
     return {column.name: column for column in columns if column.name not in ("step", "epoch")}
 
 
+def _apart(file: Path, notes: list[str]) -> dict[str, Column]:
+    """What a process apart from training has measured, where there was one."""
+    return {name: column for name, column in _columns(file, notes).items() if name != "n"} if file.exists() else {}
+
+
 def _float(cell: str) -> float | None:
     try:
         return float(cell)
@@ -205,8 +211,21 @@ def _pictures(folder: Path, notes: list[str]) -> Iterable[Picture]:
         yield Picture(name, files[name], title, caption, str(about.get("alt") or caption or title))
 
 
+def _scores(protocol: str, entry: dict[str, Any]) -> Iterable[Score]:
+    """An entry's score, those of its further metrics, and the points of its curve."""
+    yield _score(protocol, entry)
+    for name, more in _block(entry, "also").items():
+        if isinstance(more, dict):
+            yield _score(f"{protocol} {name}", more)
+    curve = entry.get("curve")
+    for point in curve if isinstance(curve, list) else []:
+        if isinstance(point, dict):
+            yield _score(f"{protocol} at {point.get('at')}", point)
+
+
 def _score(protocol: str, entry: dict[str, Any]) -> Score:
     others = [key.removesuffix("_ci95") for key in entry if key.endswith("_ci95")]
+    others = [name for name in others if not name.endswith("_difference")]
     names = [*BASELINES, *(name for name in others if name not in BASELINES)]
     metric = str(entry.get("metric") or "score")
     said, why = entry.get("why"), {}
@@ -222,6 +241,7 @@ def _score(protocol: str, entry: dict[str, Any]) -> Score:
         {name: (_value(entry.get(name)), _pair(entry.get(f"{name}_ci95"))) for name in names},
         why,
         not worse,
+        {name: pair for name in names if (pair := _pair(entry.get(f"{name}_difference_ci95"))) is not None},
     )
 
 

@@ -17,18 +17,19 @@ _SIDE = {
 
 
 def compare(score: Score, baseline: str) -> str:
-    """How a score stands to a baseline: `better` or `worse` where the intervals do not touch, else `overlaps`.
+    """How a score stands to a baseline: `better` or `worse` where the interval of their paired difference leaves 0 out.
 
-    A side without an interval counts as the point it is. `unknown` where either value, or the score's own interval, is
-    missing.
+    Where there is no such interval, both scores' own intervals must not touch; else `overlaps`. A side without an
+    interval counts as the point it is. `unknown` where either value, or the score's own interval, is missing.
     """
     value, span = score.baselines[baseline]
     if score.interval is None or value is None:
         return "unknown"
     low, high = span or (value, value)
-    if score.interval[0] > high:
+    apart = score.differences.get(baseline, (score.interval[0] - high, score.interval[1] - low))
+    if apart[0] > 0:
         return "better" if score.higher_is_better else "worse"
-    if score.interval[1] < low:
+    if apart[1] < 0:
         return "worse" if score.higher_is_better else "better"
     return "overlaps"
 
@@ -43,6 +44,8 @@ def words(score: Score) -> str:
     if not found:
         return "There is no baseline to compare it with."
     kinds = set(found.values())
+    if set(found) <= set(score.differences):
+        return _paired(found)
     if len(found) > 1 and len(kinds) == 1 and "overlaps" not in kinds:
         all_of = "both baselines" if len(found) == 2 else f"all {len(found)} baselines"
         return f"The whole interval lies {_SIDE[kinds.pop(), score.higher_is_better]} {all_of}."
@@ -52,6 +55,18 @@ def words(score: Score) -> str:
         parts.append(f"{verb} {label(name)}")
     end = "; an overlap alone shows no difference." if "overlaps" in kinds else "."
     return "The interval " + " and ".join(parts) + end
+
+
+def _paired(found: dict[str, str]) -> str:
+    """One sentence about paired differences."""
+    said = {"better": "better than", "overlaps": "within noise of", "worse": "worse than"}
+    parts = [
+        f"{verb} {' and '.join(label(name) for name, own in found.items() if own == kind)}"
+        for kind, verb in said.items()
+        if kind in found.values()
+    ]
+    sentence = ", ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}, by the paired difference over the same test samples."
 
 
 def label(name: str) -> str:

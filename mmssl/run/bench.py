@@ -13,9 +13,9 @@ import torch
 
 from mmssl.config import build
 from mmssl.nn.network import Network
+from mmssl.run.device import peak_memory
 from mmssl.run.metrics import Metrics
-from mmssl.run.trainer import lightning_trainer
-from mmssl.run.training import peak_memory, quiet
+from mmssl.run.trainer import lightning_trainer, quiet
 
 
 class _Phases(lightning.Callback):

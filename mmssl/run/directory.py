@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from mmssl.config.compose import ConfigError
+from mmssl.registry import plugins
 from mmssl.report.markup import replace_file
 
 
@@ -88,6 +89,7 @@ def environment(command: list[str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "versions": found,
+        "plugins": plugins(),
         "git": _git(),
     }
 
@@ -104,6 +106,24 @@ def _git() -> dict[str, Any] | None:
 
     commit = ask("rev-parse", "HEAD")
     return None if commit is None else {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+
+
+def opened(path: Path, tree: Mapping[str, Any], command: list[str]) -> None:
+    """Makes a directory a run's, whose work has not begun."""
+    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_config(path / "config.yaml", tree)
+    write_json(path / "environment.json", environment(command))
+    write_json(path / "summary.json", summary(path, tree))
+
+
+def summary(path: Path, tree: Mapping[str, Any], **said: Any) -> dict[str, Any]:
+    """What `summary.json` says of a run that has trained no step, with what is known beside."""
+    return {
+        "verb": "pretrain", "schema": 1, "status": "running", "steps": 0, "planned_steps": None, "wall_s": 0.0,
+        "train": {"loss": None, "first_loss": None}, "throughput": {}, "eval": {},
+        "health": {"verdict": "unknown", "causes": [], "remedies": []}, "skipped": {"count": 0, "files": []},
+        **said, "recipe": tree["recipe"], "run": str(path),
+    }  # fmt: skip
 
 
 def is_run(path: Path) -> bool:

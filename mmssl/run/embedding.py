@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +11,40 @@ import numpy as np
 import torch
 
 from mmssl.config.compose import ConfigError
-from mmssl.evaluation.features import counted, device_of, evaluating, rows, untouched
+from mmssl.evaluation.features import device_of, evaluating, rows, untouched
+from mmssl.nn.labels import counted
 from mmssl.registry import suggest
-from mmssl.report.markup import replace_file
 from mmssl.run.scoring import pool_of
+from mmssl.run.tables import FORMATS, Rows, write
 
-FORMATS = (".npz", ".parquet", ".safetensors")
 
+def pieces(network: Any, data: Any, pool: str) -> Iterator[Rows]:
+    """Features of every split, batch by batch in the order of the data.
 
-def table(network: Any, data: Any, pool: str) -> dict[str, np.ndarray]:
-    """Features of every split, in the order of the data.
+    Yields:
+        `x` (r, d) float32; `split`, names (r,); `id` (r,), the sample's place in its split; `label` (r,), -1 where
+        there is none; for tokens also `place` (r,), the token's place in its sample.
 
-    Returns:
-        `x` (n, d) float32; `split`, names (n,); `id` (n,), the sample's place in its split; `label` (n,), -1 where
-        there is none; for tokens also `place` (n,), the token's place in its sample.
+    Raises:
+        ConfigError: where no sample can be read.
     """
-    found: dict[str, list[np.ndarray]] = {}
-    with untouched(), evaluating(network), torch.inference_mode():
+    count = 0
+    with untouched(), evaluating(network):
         for split in data.splits:
             for batch in data.eval_loader(split):
-                for name, values in _rows(network, batch, pool).items():
-                    found.setdefault(name, []).append(values)
-                found.setdefault("split", []).append(np.full(len(found["x"][-1]), split))
-            print(f"embed: {split}, {sum(len(x) for x in found.get('x', []))} rows so far", file=sys.stderr)
-    if not found:
+                with torch.inference_mode():  # not around the yield: a generator would leave it on for its caller
+                    found = _rows(network, batch, pool)
+                count += len(found["x"])
+                yield found | {"split": np.full(len(found["x"]), split)}
+            print(f"embed: {split}, {count} rows so far", file=sys.stderr)
+    if not count:
         raise ConfigError("embed: there is nothing to embed; the data hold no readable sample. Check data.root")
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def table(network: Any, data: Any, pool: str) -> Rows:
+    """All of `pieces` in memory, for small data."""
+    parts = list(pieces(network, data, pool))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _rows(network: Any, batch: dict[str, Any], pool: str) -> dict[str, np.ndarray]:
@@ -54,40 +62,16 @@ def _rows(network: Any, batch: dict[str, Any], pool: str) -> dict[str, np.ndarra
     }  # fmt: skip
 
 
-def write(found: dict[str, np.ndarray], out: Path) -> None:
-    """Writes a table of features as `.npz`, `.parquet` (one list column `x`) or `.safetensors`, atomically."""
-    content = io.BytesIO()
-    if out.suffix == ".npz":
-        np.savez_compressed(content, **found)  # pyright: ignore[reportArgumentType]
-    elif out.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        width = found["x"].shape[1]
-        flat = pa.array(np.ascontiguousarray(found["x"]).reshape(-1))
-        columns = {"x": pa.FixedSizeListArray.from_arrays(flat, width)}
-        columns |= {name: pa.array(values) for name, values in found.items() if name != "x"}
-        pq.write_table(pa.table(columns), content)
-    else:
-        from safetensors.numpy import save
-
-        names, codes = np.unique(found["split"], return_inverse=True)
-        tensors = {name: np.ascontiguousarray(values) for name, values in found.items() if name != "split"}
-        content.write(save(tensors | {"split": codes.astype(np.int64)}, {"splits": ",".join(names)}))
-    replace_file(out, content.getvalue())
-
-
 def embed(loaded: Any, data: Any, tree: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Features of all splits of some data by a loaded encoder, written to a file.
+    """Features of all splits of some data by a loaded encoder, written to a file batch by batch.
 
     Raises:
         ConfigError: for an unknown kind of file.
     """
     if out.suffix not in FORMATS:
         raise ConfigError(f"out={out}: features are written as {', '.join(FORMATS)}{suggest(out.suffix, FORMATS)}")
-    found = table(loaded.network, data, pool_of(tree, data))
-    write(found, out)
-    return {"file": str(out), "rows": len(found["x"]), "dim": int(found["x"].shape[1])}
+    count, dim = write(pieces(loaded.network, data, pool_of(tree, data)), out, data.splits)
+    return {"file": str(out), "rows": count, "dim": dim}
 
 
 def impute(module: Any, data: Any, out: Path) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from mmssl.config import build
 from mmssl.config.check import check
 from mmssl.config.compose import ConfigError
 from mmssl.nn.network import Network
-from mmssl.registry import register
+from mmssl.registry import plugins, register
 from mmssl.run import checkpoints
-from mmssl.run.directory import is_run
+from mmssl.run.checkpoints import checkpoint_of
 from mmssl.types import TokenSpec
 
 
@@ -38,26 +38,6 @@ class Loaded:
     branch: str
 
 
-def checkpoint_of(path: str | Path) -> Path:
-    """The checkpoint that verbs take: `best.ckpt` of a run where there is one, else `last.ckpt`; or the file itself.
-
-    Raises:
-        ConfigError: when there is none.
-    """
-    path = Path(path).expanduser()
-    if path.is_file():
-        return path
-    if is_run(path):
-        for name in ("best.ckpt", "last.ckpt"):
-            if (path / "checkpoints" / name).is_file():
-                return path / "checkpoints" / name
-        raise ConfigError(f"{path} has no checkpoint yet: the run was stopped before its first one")
-    raise ConfigError(
-        f"{path} is neither a run's directory (with config.yaml and summary.json), nor a checkpoint file. "
-        "`mmssl runs` lists the runs there are."
-    )
-
-
 def load(path: str | Path, trust: bool = False) -> Loaded:
     """The encoder of a run or checkpoint of ours, with the branch its recipe keeps.
 
@@ -72,18 +52,30 @@ def load(path: str | Path, trust: bool = False) -> Loaded:
     content = checkpoints.read(file)
     own = checkpoints.ours(content, file)
     tree, facts = own["config"], own["facts"]
-    check(tree, trust=trust)
+    _check(own, file, trust)
     network = build.fresh_network(tree, facts, tree["seed"])
-    prefix = "networks.main." if tree["keep"] == "student" else "teacher.twins.main."
-    state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(checkpoints.kept_encoder(content, file))
     except RuntimeError as error:
         lines = str(error).splitlines()
         raise ConfigError(
             f"{file} does not hold the encoder its configuration describes: {' '.join(lines[1:4])}"
         ) from error
     return Loaded(network.eval(), tree, facts, file, tree["keep"])
+
+
+def _check(own: dict[str, Any], file: Path, trust: bool) -> None:
+    """Checks a checkpoint's configuration; where parts are unknown, names the plug-ins it was made with."""
+    try:
+        check(own["config"], trust=trust)
+    except ConfigError as error:
+        absent = sorted(own.get("plugins", {}).keys() - plugins().keys())
+        if not absent:
+            raise
+        made = " and ".join(f"{name} {own['plugins'][name]}" for name in absent)
+        raise ConfigError(
+            f"{error}. {file} was made with {made}; install it: pip install {' '.join(absent)}"
+        ) from error
 
 
 def load_module(path: str | Path, trust: bool = False) -> Any:
@@ -95,8 +87,9 @@ def load_module(path: str | Path, trust: bool = False) -> Any:
     file = checkpoint_of(path)
     content = checkpoints.read(file)
     own = checkpoints.ours(content, file)
-    check(own["config"], trust=trust)
-    module = build.module(own["config"], own["facts"])
+    _check(own, file, trust)
+    bare = own["config"] | {"encoder": build.without_weights(own["config"]["encoder"])}
+    module = build.module(bare, own["facts"])
     try:
         module.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -125,6 +118,34 @@ def run_network(spec: TokenSpec, *, path: str) -> nn.Module:
             f"{spec.grid}; pre-train the teacher with the same data.size and tokenizer.patch"
         )
     return loaded.network
+
+
+@register("codes/run")
+def run_codes(width: int, *, path: str, term: str) -> nn.Module:
+    """The codes that a run of ours has learned, by a term whose predictor quantises (BEiT v2, BEATs).
+
+    Args:
+        width: width of the features: those of the run's encoder, as `target/frozen` with `network/run` has them.
+        path: the run's directory or the checkpoint, for instance a stage's `${stage:NAME}`.
+        term: name of the term.
+
+    Raises:
+        ConfigError: for a run without such a term, or an encoder of another width.
+    """
+    from mmssl.parts.vq import Assigned, Quantized
+
+    module = load_module(path)
+    found = {name: getattr(one, "predictor", None) for name, one in module.objective.items()}
+    part = found.get(term)
+    if not isinstance(part, Quantized):
+        known = ", ".join(name for name, one in found.items() if isinstance(one, Quantized)) or "none"
+        raise ConfigError(f"codes/run: {path} has no term {term!r} with predictor/quantized, it has {known}")
+    if module.kept.dim != width:
+        raise ConfigError(
+            f"codes/run: the codes of {path} are of features {module.kept.dim} wide, and they are asked of {width}; "
+            "give them those of the same run"
+        )
+    return Assigned(part)
 
 
 @register("network/timm")

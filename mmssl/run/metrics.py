@@ -11,25 +11,37 @@ from typing import Any
 
 import lightning
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mmssl.run.directory import write
 
 
 class Table:
-    """A CSV file that grows by rows; a new column rewrites it, whole."""
+    """A CSV file that grows by rows; a new column rewrites it, whole.
 
-    def __init__(self, path: Path, columns: list[str]) -> None:
-        self.path, self.columns, self.rows = path, columns, []
+    Args:
+        path: the file.
+        columns: names of the columns.
+        keep: rows of the file there is that stay, the first ones; all others are cut off.
+    """
+
+    def __init__(self, path: Path, columns: list[str], keep: int = 0) -> None:
+        self.path, self.columns = path, columns
+        self.rows: list[dict[str, Any]] = self.read(path)[:keep] if keep else []
         self._rewrite()
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, str]]:
+        """The rows of a file, without empty cells."""
+        with path.open(newline="") as file:
+            return [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends a row. Values are written with every digit, so that equal runs give equal files."""
         new = [name for name in row if name not in self.columns]
         self.rows.append(row)
         if new:
-            self.columns += new
+            self.columns = self.columns + new
             self._rewrite()
             return
         with self.path.open("a", newline="") as file:
@@ -47,7 +59,7 @@ class Table:
 class Metrics(lightning.Callback):
     """Writes metrics.csv (deterministic columns) and timing.csv, and hands the metrics to the loggers.
 
-    Losses are means over the steps since the last row, over all ranks; they stay on the device until a row is written.
+    Losses are means over the steps since the last row; they stay on the device until a row is written.
 
     Args:
         run: the run's directory.
@@ -64,16 +76,46 @@ class Metrics(lightning.Callback):
         self.signals: dict[str, float] = {}
         self.timings: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
-        self._count = self._written = self._scored = 0
+        self._written = self._scored = 0
         self._waited = self._busy = 0.0
         self._mark = time.perf_counter()
+        self._found: dict[str, Any] | None = None
+        self.metrics: Table | None = None  # on the first rank
+        self.timing: Table | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the files were written, and what waits for the next row."""
+        if self.metrics is None or self.timing is None:
+            return {}
+        return {
+            "columns": list(self.metrics.columns),
+            "rows": len(self.metrics.rows),
+            "timings": len(self.timing.rows),
+            "sums": {name: value.cpu() for name, value in self._sums.items()},
+            "written": self._written,
+            "scored": self._scored,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a checkpoint, with what the files held by then."""
+        self._found = found = state_dict
+        self._sums, self._written, self._scored = dict(found["sums"]), found["written"], found["scored"]
+        for row in Table.read(self.run / "metrics.csv")[: found["rows"]]:
+            if "train/loss" in row:
+                values = {k.removeprefix("train/"): float(v) for k, v in row.items() if k.startswith("train/")}
+                self._take(int(row["step"]), values)
+        timings = Table.read(self.run / "timing.csv")[: found["timings"]]
+        self.timings = [{k: float(v) for k, v in row.items()} for row in timings]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Opens the files."""
+        """Opens the files, cut back to what they held at the checkpoint."""
+        columns = ["step", "epoch", "lr", *(f"train/{name}" for name in ("loss", *pl_module.objective))]
+        found = self._found or {"columns": columns, "rows": 0, "timings": 0}
+        self._sums = {name: value.to(pl_module.device) for name, value in self._sums.items()}
         if trainer.is_global_zero:
-            names = [f"train/{name}" for name in ("loss", *pl_module.objective)]
-            self.metrics = Table(self.run / "metrics.csv", ["step", "epoch", "lr", *names])
-            self.timing = Table(self.run / "timing.csv", ["step", "step_ms", "data_ms", "samples_per_s"])
+            self.metrics = Table(self.run / "metrics.csv", list(found["columns"]), found["rows"])
+            timed = ["step", "step_ms", "data_ms", "samples_per_s"]
+            self.timing = Table(self.run / "timing.csv", timed, found["timings"])
         self._mark = time.perf_counter()
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -89,20 +131,16 @@ class Metrics(lightning.Callback):
         now = time.perf_counter()
         self._busy += now - self._mark
         for name, value in pl_module.latest.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._count += 1
+            share = value / trainer.accumulate_grad_batches
+            self._sums[name] = self._sums[name] + share if name in self._sums else share
         step = trainer.global_step
         first = self.first is None and step >= 1
-        if step > self._written and (first or step % self.every == 0 or step >= pl_module.steps):
+        if step > self._written and (first or step % self.every == 0 or step >= trainer.max_steps):
             self._row(trainer, pl_module, step)
         self._mark = time.perf_counter()
 
-    def _row(self, trainer: lightning.Trainer, pl_module: Any, step: int) -> None:
-        names = list(self._sums)
-        means = torch.stack([self._sums[name].float() for name in names]) / self._count
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(means)
-        values = dict(zip(names, means.tolist(), strict=True))
+    def _take(self, step: int, values: dict[str, float]) -> None:
+        """Remembers what a row says."""
         loss = values["loss"]
         self.first = loss if self.first is None else self.first
         self.last = loss
@@ -111,7 +149,13 @@ class Metrics(lightning.Callback):
         # a loss with a chance value is compared with it
         for name in [key.rpartition("/")[0] for key in self.signals if key.endswith("/chance")]:
             self.signals[f"{name}/loss"] = values[name]
+
+    def _row(self, trainer: lightning.Trainer, pl_module: Any, step: int) -> None:
+        names = list(self._sums)
         done = step - self._written
+        means = torch.stack([self._sums[name].float() for name in names]) / done
+        values = dict(zip(names, means.tolist(), strict=True))
+        self._take(step, values)
         timing = {
             "step": step,
             "step_ms": round(1000 * (self._busy + self._waited) / done, 3),
@@ -121,17 +165,17 @@ class Metrics(lightning.Callback):
         self.timings.append(timing)
         row = {"step": step, "epoch": trainer.current_epoch, "lr": pl_module.lr}
         row |= {f"train/{name}": value for name, value in values.items()}
-        if trainer.is_global_zero:
+        if self.metrics is not None and self.timing is not None:
             self.metrics.add(row)
             self.timing.add(timing)
             for logger in trainer.loggers:
                 logger.log_metrics(row | {f"time/{k}": v for k, v in timing.items() if k != "step"}, step)
-        self._sums, self._count, self._written = {}, 0, step
+        self._sums, self._written = {}, step
         self._busy = self._waited = 0.0
 
     def resume(self) -> None:
         """Writes new online scores, and starts the clock again: what other callbacks did was no waiting for data."""
-        if self.online is not None and hasattr(self, "metrics"):
+        if self.online is not None and self.metrics is not None:
             for row in self.online.history[self._scored :]:
                 named = {f"val/{key}": value for key, value in row.items() if key not in ("step", "epoch", "n")}
                 self.metrics.add({"step": row["step"], "epoch": row["epoch"], **named})
@@ -167,14 +211,6 @@ class Clock(lightning.Callback):
         """Before the next batch is fetched."""
         self.metrics.resume()
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Before the next epoch."""
-        self.metrics.resume()
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """The last scores."""
-        self.metrics.resume()
-
 
 class Progress(lightning.Callback):
     """A bar on standard error with loss, samples per second and time left."""
@@ -190,7 +226,7 @@ class Progress(lightning.Callback):
 
             plain = not sys.stderr.isatty()
             self.bar = tqdm(
-                total=pl_module.steps, initial=trainer.global_step, unit="step", file=sys.stderr, dynamic_ncols=True,
+                total=trainer.max_steps, initial=trainer.global_step, unit="step", file=sys.stderr, dynamic_ncols=True,
                 desc="training", mininterval=10.0 if plain else 0.5,
             )  # fmt: skip
 

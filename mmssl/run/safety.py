@@ -1,10 +1,9 @@
-"""What keeps a run safe: the guard against losses that are no numbers, and checkpoints written whole."""
+"""What watches a run: the guard against losses that are no numbers, and the watch over its verdict."""
 
 from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,48 +96,3 @@ class Watch(lightning.Callback):
         if word in self.stop_on:
             self.why = f"trainer.stop_on: the run is {word}. {found['causes'][0]}"
             trainer.should_stop = True
-
-
-class Checkpoint(lightning.Callback):
-    """Writes checkpoints/last.ckpt, whole, by epochs or by steps, and only after a good loss.
-
-    Args:
-        run: the run's directory.
-        guard: asked before anything is written.
-        every: optimizer steps between checkpoints; 0 for the end of every epoch.
-        extra: what goes into the file beside Lightning's state: config, facts, versions, fingerprint.
-    """
-
-    def __init__(self, run: Path, guard: Guard, every: int, extra: dict[str, Any]) -> None:
-        self.path, self.guard, self.every, self.extra = run / "checkpoints" / "last.ckpt", guard, every, extra
-        self._saved, self._time = -1, -math.inf
-
-    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Adds what a reader needs to rebuild the encoder."""
-        checkpoint["mmssl"] = self.extra
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Saves by steps."""
-        if self.every and trainer.global_step % self.every == 0 and trainer.global_step > self._saved:
-            self.write(trainer)
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Saves by epochs, at most once a minute so that short epochs do not spend their time on disk."""
-        if not self.every and time.monotonic() - self._time > 60:
-            self.write(trainer)
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Saves the end."""
-        self.write(trainer)
-
-    def write(self, trainer: lightning.Trainer) -> None:
-        """Writes last.ckpt, once per step."""
-        if self._saved == trainer.global_step:
-            return
-        self.guard.check()
-        content = trainer._checkpoint_connector.dump_checkpoint()
-        if trainer.is_global_zero:
-            save(content, self.path)
-        self._saved, self._time = trainer.global_step, time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -13,76 +12,90 @@ import numpy as np
 import torch
 
 from mmssl.config import build
-from mmssl.data.source import BadSample
-from mmssl.evaluation.features import Features, embed, untouched
+from mmssl.data.loading import Of
+from mmssl.evaluation import supervised
+from mmssl.evaluation.features import embed, untouched
+from mmssl.run.materials import Materials, fitting, pool_of
 
-
-def held_out(data: Any) -> str | None:
-    """The split that final scores are taken on: test, else val; None without labels."""
-    for name in ("test", "val"):
-        if name in data.splits and data.splits[name].labels is not None:
-            return name
-    return None
-
-
-def raw_features(data: Any, split: str, limit: int | None) -> Features:
-    """The modality's raw-input baseline on a split, no encoder: one vector per sample, or per token of it."""
-    labels, found = data.splits[split].labels, []
-    for i, sample in data.plain(split, data.chosen(split, limit).tolist()):
-        with contextlib.suppress(BadSample):  # opens, but cannot be decoded: the loader has counted it
-            found.append((i, data.adapter.baseline(sample).float()))
-    vectors = [vector for _, vector in found]
-    if data.unit == "token":
-        return Features(torch.cat(vectors), torch.cat([labels[i, : len(vector)] for i, vector in found]))
-    return Features(torch.stack(vectors), labels[torch.tensor([i for i, _ in found])])
-
-
-def pool_of(tree: Mapping[str, Any], data: Any) -> str:
-    """How tokens become rows: one per token where labels belong to tokens, else as the configuration says."""
-    return "token" if data.unit == "token" else tree["evaluation"]["pool"]
+MONITORS = ("rankme", "feature_std", "uniformity", "alpha_req", "lidar", "alignment")
 
 
 def final(tree: dict[str, Any], data: Any, module: Any) -> dict[str, Any]:
-    """The `eval` block of summary.json for the run's own data; empty where there are no labels."""
-    return score(tree, data, module.kept, partial(build.fresh_network, tree, data.facts()))
+    """The `eval` block of summary.json for the run's own data; empty where no protocol fits them."""
+    if supervised.classifier(module) is not None:
+        from mmssl.run.finetuning import finetuned
+
+        return finetuned(tree, data, module)
+    fresh = partial(build.fresh_network, tree, data.facts())
+    found = results(tree, data, module.kept, fresh, module=lambda: module)
+    return {name: result.entry() for name, result in found.items()}
 
 
-def score(tree: dict[str, Any], data: Any, network: Any, fresh: Callable[[int], Any] | str) -> dict[str, Any]:
-    """Every protocol of a configuration on an encoder, beside random weights and the raw input."""
-    from mmssl.evaluation.score import evaluate
+def results(
+    tree: dict[str, Any],
+    data: Any,
+    network: Any,
+    fresh: Callable[[int], Any] | str,
+    *,
+    module: Callable[[], Any] | None = None,
+    strict: bool = False,
+    raw: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What every protocol of a configuration finds of an encoder, beside random weights and the raw input.
 
-    split = held_out(data)
-    if split is None or data.splits["train"].labels is None:
-        print("no labels, so no probes: label-free monitors stand in metrics.csv", file=sys.stderr)
+    Args:
+        tree: the configuration.
+        data: what it is scored on.
+        network: the encoder.
+        fresh: the same architecture with the weights of a seed, or why there is none.
+        module: gives the whole trained module, predictors included; None for a foreign encoder.
+        strict: whether a protocol that does not fit the data is an error, or is told and left out.
+        raw: scores of the raw input, as in `mmssl.evaluation.score.evaluate`.
+
+    Returns:
+        `mmssl.evaluation.score.Result` by protocol; empty where none fits the data.
+    """
+    from mmssl.evaluation.score import evaluate, say
+
+    materials = Materials(tree, data, module)
+    made = build.make(tree["evaluation"]["protocols"] or {}, "evaluation.protocols")
+    said = {name: protocol for name, protocol in made.items() if protocol is not None}
+    protocols = fitting(said, materials, strict, say)
+    if not protocols:
+        why = "no protocol fits the data" if said else "no protocol is asked for"
+        print(f"{why}, so no scores: label-free monitors stand in metrics.csv", file=sys.stderr)
         return {}
-    said = tree["evaluation"]
-    limit = said["limit"]
-
-    def batches(name: str) -> Iterable[Mapping[str, Any]]:
-        return data.eval_loader(name, limit)
-
-    return evaluate(
-        network,
-        fresh,
-        partial(batches, "train"),
-        partial(batches, split),
-        lambda: (raw_features(data, "train", limit), raw_features(data, split, limit)),
-        {name: p for name, p in build.make(said["protocols"] or {}, "evaluation.protocols").items() if p is not None},
-        pool_of(tree, data),
-    )
+    needs = [getattr(protocol, "needs", "pooled") for protocol in protocols.values()]
+    return evaluate(network, fresh, materials.of(needs), protocols, raw=raw)
 
 
-def online(tree: dict[str, Any], data: Any, steps: int) -> Any:
+def online(tree: dict[str, Any], data: Any, module: Any) -> Any:
     """The callback that looks at features during training, about ten times in a run unless told otherwise."""
     from mmssl.evaluation.online import Online
 
     said = tree["evaluation"]
     every = said["every_epochs"]
-    limit = min(said["limit"] or 1000, 1000)
-    pool = pool_of(tree, data)
+    more: dict[str, Any] = {"limit": min(said["limit"] or 1000, 1000), "pool": pool_of(tree, data)}
+    if supervised.classifier(module) is not None:  # it answers itself, and no probe has to
+        more |= {"protocols": {}}
+    else:
+        more |= {"view": drawn_view(data, module)}
+    if not said.get("online", True):
+        return Online(every_epochs=None, at_start=False, at_end=False, **more)
     if every:
-        return Online(every_epochs=every, limit=limit, pool=pool)
-    return Online(every_epochs=None, every_steps=max(steps // 10, 1), limit=limit, pool=pool)
+        return Online(every_epochs=every, **more)
+    return Online(every_epochs=None, every_steps=max(module.steps // 10, 1), **more)
+
+
+def drawn_view(data: Any, module: Any) -> str | None:
+    """The training view whose draws LiDAR compares: the first that the main network reads alone; None for none."""
+    if data.unit == "token":  # a row is a token, and views may leave tokens out
+        return None
+    for look in module.looks.values():
+        ops = data.views[look.views[0]]
+        if look.network == "main" and len(look.views) == 1 and ops and not isinstance(ops[0], Of):
+            return look.views[0]
+    return None
 
 
 def rows_seen(watcher: Any) -> float:
@@ -103,14 +116,12 @@ def health(
         latest = watcher.latest
     rows.sort(key=lambda row: row["step"])
     said = dict(signals or {})
-    if module.teacher is not None:
-        said["teacher/ema_distance"] = float(module.teacher.distance())
     found = verdict(
         rows, latest, module.kept.dim, n=int(rows_seen(watcher)) or None, moving_target=module.teacher is not None,
         signals=said,
     )  # fmt: skip
     word = "diverged" if status == "diverged" else found.verdict
-    monitors = {key: latest[key] for key in ("rankme", "feature_std", "uniformity") if key in latest}
+    monitors = {key: latest[key] for key in MONITORS if key in latest}
     return {"verdict": word, "causes": found.causes, "remedies": found.remedies} | monitors | {"signals": said}
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mmssl.data.folder import Folder
-from mmssl.data.source import Arrays, digest_file, hold_out
+from mmssl.data.source import Arrays, digest_file
+from mmssl.data.subset import hold_out
 from tests.data.toy import Digits, classes, write
 
 

@@ -32,6 +32,21 @@ def test_samples_are_decoded_once_and_mapped(tmp_path, cache, monkeypatch):
     assert torch.equal(memory.keep(train(tmp_path / "d"), 1).read(5), dataset.read(5))
 
 
+class Turned(Digits):
+    """Samples (2, 3, 1) whose first axis is the innermost in memory, as decoders of pictures give them."""
+
+    def decode(self, blob, channels=None):
+        return super().decode(blob, channels)[:3].repeat(2, 1).t().contiguous().t().unsqueeze(-1)
+
+
+def test_a_sample_comes_back_as_it_lay_in_memory(tmp_path, cache):
+    dataset = Folder(Turned(), root=str(classes(tmp_path / "d")), test_share=0).splits()["train"]
+    kept = memory.keep(dataset, 1)
+    assert kept.read(7).stride()[:2] == dataset.read(7).stride()[:2] == (1, 2)
+    assert all(torch.equal(kept.read(i), dataset.read(i)) for i in range(20))
+    assert kept.array.shape == (20, 3, 1, 2) or kept.array.shape == (20, 3, 2, 1)
+
+
 def test_what_is_read_can_be_written_to(tmp_path):
     kept = memory.keep(train(classes(tmp_path / "d")), 1)
     before = kept.read(0)
@@ -49,7 +64,7 @@ def test_a_kept_set_travels_as_a_path(tmp_path):
     kept = memory.keep(train(classes(tmp_path / "d")), 1)
     again = pickle.loads(pickle.dumps(kept))
     assert isinstance(again.array, np.memmap) and torch.equal(again.read(7), kept.read(7))
-    inside = memory.Kept(kept.dataset, np.array(kept.array))
+    inside = memory.Kept(kept.dataset, np.array(kept.array), (0,))
     assert torch.equal(pickle.loads(pickle.dumps(inside)).read(7), kept.read(7))
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl.data.loading import Skipped
 from mmssl.data.module import Data
+from mmssl.data.skipped import Skipped
 from mmssl.data.source import Arrays, BadSample
 from mmssl.draws import Draws, shuffle
 from mmssl.types import View
@@ -90,6 +90,9 @@ def test_ranks_and_accumulation_see_the_same_global_batch(tmp_path):
         pieces = [parts[rank][2 * step + piece] for rank in range(2) for piece in range(2)]
         for key in ("a", "b"):
             assert torch.equal(torch.cat([piece[key].data for piece in pieces]), batch[key].data)
+        for rank in range(2):
+            first, second = parts[rank][2 * step : 2 * step + 2]
+            assert first["later"] == [second] and "later" not in second
 
 
 def test_facts(tmp_path):
@@ -221,6 +224,10 @@ def test_batch_sizes_that_do_not_fit(tmp_path):
         held.set_share(0, 4, 2)
     with pytest.raises(ValueError, match=r"set it to 32$"):
         held.set_share(0, 32)
+    held = data(classes(tmp_path / "d"), batch_size=8, drop_last=False)
+    held.set_share(0, 2, 2)
+    with pytest.raises(ValueError, match=r"leaves 2 samples for the last batch .* 4 parts \(2 ranks x 2 passes\)"):
+        held.train_dataloader()
 
 
 def test_unknown_split(tmp_path):

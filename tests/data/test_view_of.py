@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmssl.data.loading import Of
+from mmssl.data.loading import Like, Of
 from tests.data.toy import classes, data, jitter
 
 
@@ -42,9 +42,21 @@ def test_other_views_do_not_notice(tmp_path):
     assert not torch.equal(both["a"].data, both["b"].data)
 
 
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_view_draws_what_another_draws(tmp_path, repeats):
+    root = classes(tmp_path / "d")
+    views = {"a": [double, jitter], "b": [Like(name="a"), double, jitter], "c": [Like(name="a"), jitter, jitter]}
+    made = batch(root, views, repeats=repeats)
+    assert torch.equal(made["a"].data, made["b"].data)
+    assert not torch.equal(made["a"].data, made["c"].data)
+    assert torch.equal(made["a"].data, batch(root, {"a": views["a"]}, repeats=repeats)["a"].data)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"views": {"a": [], "b": [Like(name="c")]}}, r"views\.b\[0\]: view/like names view 'c', which there is not"),
+        ({"views": {"a": [], "b": [jitter, Like(name="a")]}}, r"views\.b\[1\]: view/like has to be the first"),
         ({"views": {"optical": [], "b": [Of(name="optcal")]}}, r"views\.b\[0\]: view/of names view 'optcal'.*mean 'optical'"),
         ({"views": {"b": [Of(name="a")], "a": []}}, r"views\.b\[0\].*'a', which has to stand before it"),
         ({"views": {"a": [Of(name="a")]}}, r"views\.a\[0\].*which has to stand before it"),

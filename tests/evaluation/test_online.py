@@ -142,7 +142,7 @@ class TestOnline:
         trainer, _ = fit(
             tmp_path, [online, best], logger=[keep, CSVLogger(tmp_path)], enable_checkpointing=True, log_every_n_steps=1
         )
-        names = {"val/knn", "val/linear", "val/rankme", "val/feature_std", "val/uniformity"}
+        names = {"val/knn", "val/linear", "val/rankme", "val/feature_std", "val/uniformity", "val/alpha_req"}
         assert [step for step, _ in keep.rows] == [3, 6] and all(set(row) == names for _, row in keep.rows)
         assert keep.rows[-1][1] == {f"val/{name}": value for name, value in online.latest.items()}
         assert float(best.best_model_score) == pytest.approx(max(row["val/linear"] for _, row in keep.rows))
@@ -152,13 +152,13 @@ class TestOnline:
     def test_without_labels_there_are_monitors_alone(self, tmp_path: Path) -> None:
         online = Online()
         fit(tmp_path, [online], Data(labels=False))
-        assert set(online.latest) == {"rankme", "feature_std", "uniformity"}
+        assert set(online.latest) == {"rankme", "feature_std", "uniformity", "alpha_req"}
         assert online.latest["rankme"] > 1
 
     def test_a_diverged_network_is_reported_and_does_not_crash(self, tmp_path: Path) -> None:
         online = Online()
         fit(tmp_path, [online], rate=1e30)
-        assert set(online.latest) == {"rankme", "feature_std", "uniformity"}
+        assert set(online.latest) == {"rankme", "feature_std", "uniformity", "alpha_req"}
         assert all(math.isnan(value) for value in online.latest.values())
 
     @pytest.mark.parametrize(

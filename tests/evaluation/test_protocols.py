@@ -9,11 +9,11 @@ from scipy.stats import binom
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from mmssl.evaluation import bootstrap, protocols
+from mmssl.evaluation import bootstrap
 from mmssl.evaluation.bootstrap import interval
 from mmssl.evaluation.features import Features
 from mmssl.evaluation.logistic import Logistic, Scaler
-from mmssl.evaluation.protocols import Knn, Linear
+from mmssl.evaluation.protocols import Knn, Linear, knn
 from mmssl.evaluation.splits import stratified
 from mmssl.registry import entry
 
@@ -53,7 +53,7 @@ def test_knn_is_the_plain_vote(n: int, k: int, temperature: float, monkeypatch: 
     assert torch.equal(score.correct, expected.float())
     assert score.value == pytest.approx(expected.double().mean().item())
     assert score.chosen["k"] == min(k, n)
-    monkeypatch.setattr(protocols, "_CHUNK", 3 * n)  # three queries at a time
+    monkeypatch.setattr(knn, "_CHUNK", 3 * n)  # three queries at a time
     assert torch.equal(Knn(k=k, temperature=temperature)(train, test).correct, score.correct)
 
 
@@ -67,9 +67,11 @@ def test_knn_weights_decide_against_the_majority() -> None:
     assert Knn(k=3, temperature=1e-4)(train, test).value == 1  # exp(1 / 1e-4) would overflow
 
 
-@pytest.mark.parametrize("c", [0.003, 1.0, 100.0])
-def test_logistic_is_scikit_learns(c: float) -> None:
-    train, test = blobs(300, 12, 4, 1.5, 0), blobs(200, 12, 4, 1.5, 1)
+@pytest.mark.parametrize(
+    ("n", "d", "c"), [(300, 12, 0.003), (300, 12, 1.0), (300, 12, 100.0), (40, 60, 1.0)]
+)  # the last has fewer rows than columns
+def test_logistic_is_scikit_learns(n: int, d: int, c: float) -> None:
+    train, test = blobs(n, d, 4, 1.5, 0), blobs(200, d, 4, 1.5, 1)
     scaler = StandardScaler().fit(train.x.double().numpy())
     reference = LogisticRegression(C=c, tol=1e-10, max_iter=10000)
     reference.fit(scaler.transform(train.x.double().numpy()), train.y.numpy())

@@ -11,14 +11,16 @@ from torch import nn
 
 from mmssl.draws import Draws
 from mmssl.evaluation.features import Features, embed
+from mmssl.evaluation.material import NoBaseline, NoLabels, pooled
 from mmssl.evaluation.protocols import Knn, Linear
-from mmssl.evaluation.score import NoBaseline, NoLabels, evaluate, table
+from mmssl.evaluation.score import evaluate
+from mmssl.evaluation.telling import table
 from mmssl.types import Tokens, View
 
 torch.set_num_threads(1)
 FIELDS = {
     "metric", "value", "ci95", "random_init", "random_init_ci95", "raw_input", "raw_input_ci95",
-    "n_train", "n_test", "chosen",
+    "random_init_difference_ci95", "raw_input_difference_ci95", "n_train", "n_test", "chosen",
 }  # fmt: skip
 
 
@@ -62,11 +64,12 @@ def batches(data: Features) -> Any:
 
 
 def run(**changes: Any) -> dict[str, dict[str, Any]]:
+    test, raw = changes.pop("test_batches", batches(TEST)), changes.pop("baselines", lambda: (TRAIN, TEST))
     given: dict[str, Any] = {
-        "encoder": TRAINED, "fresh": fresh, "train_batches": batches(TRAIN), "test_batches": batches(TEST),
-        "baselines": lambda: (TRAIN, TEST), "protocols": PROTOCOLS, "progress": lambda line: None,
+        "encoder": TRAINED, "fresh": fresh, "material": {"pooled": pooled(batches(TRAIN), test, raw)},
+        "protocols": PROTOCOLS, "progress": lambda line: None,
     }  # fmt: skip
-    return evaluate(**{**given, **changes})
+    return {name: found.entry() for name, found in evaluate(**{**given, **changes}).items()}
 
 
 def test_the_block_holds_what_the_protocols_give() -> None:
@@ -110,7 +113,9 @@ def test_a_baseline_that_cannot_be_is_null_with_its_reason() -> None:
     block = run(fresh="timm gives no architecture for it", baselines=refuse)
     for entry in block.values():
         assert set(entry) == FIELDS | {"why"}
-        assert [entry[f"{name}{end}"] for name in ("random_init", "raw_input") for end in ("", "_ci95")] == [None] * 4
+        assert [
+            entry[f"{name}{end}"] for name in ("random_init", "raw_input") for end in ("", "_ci95", "_difference_ci95")
+        ] == [None] * 6
         assert entry["why"] == {
             "random_init": "timm gives no architecture for it",
             "raw_input": "this modality has no fixed-length raw input",

@@ -51,6 +51,13 @@ def test_sincos_needs_a_width_that_divides():
         sincos(torch.zeros(3, 2), 10)
 
 
+def test_sincos_needs_coordinates():
+    with pytest.raises(
+        ValueError, match=r"these tokens have no coordinates, as the nodes of a graph\. Choose an encoder"
+    ):
+        sincos(torch.zeros(3, 0), 8)
+
+
 def test_table_and_formula_agree():
     part = SinCos(SPEC, 8)
     whole = tokens(2, 6, grid=(2, 3))

@@ -104,7 +104,7 @@ def test_vit_prefix(class_token, registers):
 def test_vit_taps_are_the_layers():
     encoder = ViT(SPEC, dim=24, depth=3, heads=3).eval()
     assert tap_names(3) == ("embed", "block.0", "block.1", "block.2")
-    assert encoder.tap_names == (*tap_names(3), "ffn.0", "ffn.1", "ffn.2")
+    assert encoder.tap_names == (*tap_names(3), "ffn.0", "ffn.1", "ffn.2", "qkv.0", "qkv.1", "qkv.2")
     whole = embedded(24)
     found = encoder(whole, ("embed", "block.0", "block.2"))
     x = torch.cat([encoder.prefix.expand(2, -1, -1), whole.x + encoder.position.table], 1)
@@ -120,15 +120,16 @@ def test_vit_taps_are_the_layers():
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_vit_gives_what_its_mlps_add_where_it_is_allowed_to(scale):
+def test_vit_gives_what_its_attention_reads_and_what_its_mlps_add(scale):
     torch.manual_seed(0)
     encoder = ViT(SPEC, dim=24, depth=2, heads=3, layer_scale=scale).eval()
-    assert encoder.tap_names == ("embed", "block.0", "block.1", "ffn.0", "ffn.1")
+    assert encoder.tap_names == ("embed", "block.0", "block.1", "ffn.0", "ffn.1", "qkv.0", "qkv.1")
     valid = torch.arange(16) < torch.tensor([16, 9]).unsqueeze(1)
     whole, mask = embedded(24).but(valid=valid), torch.nn.functional.pad(valid, (1, 0), value=True)[:, None, None]
     found = encoder(whole, encoder.tap_names)
     x = found.taps["embed"]
     for i, block in enumerate(encoder.blocks):
+        torch.testing.assert_close(found.taps[f"qkv.{i}"], block.attn.qkv(block.norm1(x)))
         middle = x + block.ls1(block.attn(block.norm1(x), attn_mask=mask))
         added = block.mlp(block.norm2(middle))
         torch.testing.assert_close(found.taps[f"ffn.{i}"], added)

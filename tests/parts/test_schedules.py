@@ -6,7 +6,16 @@ import math
 
 import pytest
 
-from mmssl.parts.schedules import constant, cosine, linear, warmup_cosine, warmup_linear, warmup_steps
+from mmssl.parts.schedules import (
+    constant,
+    cosine,
+    infinite,
+    linear,
+    ramp_cosine,
+    warmup_cosine,
+    warmup_linear,
+    warmup_steps,
+)
 
 
 def mae_rate(epoch, warmup, epochs, peak, least=0.0):
@@ -69,3 +78,32 @@ def test_warmup_linear_rises_and_falls_in_straight_lines():
     values = [warmup_linear(p, warmup=0.1, start=0.2, final=0.1) for p in (0, 0.05, 0.1, 0.55, 1.0, 1.3)]
     assert values == pytest.approx([0.2, 0.6, 1.0, 0.55, 0.1, 0.1])
     assert [warmup_linear(p, warmup=0.0) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+
+
+def test_infinite_holds_a_level_and_then_decays():
+    """The values of a run of 1000 steps at a rate of 1e-3, and of one that begins where another held the level."""
+    steps = {0: 0.0, 25: 5e-4, 50: 1e-3, 100: 5.5e-4, 150: 1e-4, 500: 1e-4, 800: 1e-4, 900: 3.1623e-5, 1000: 1e-5}
+    for step, rate in steps.items():
+        assert 1e-3 * infinite(step / 1000) == pytest.approx(rate, rel=1e-4)
+    for step in (0, 10, 149, 799, 800, 900, 1000, 1100):
+        found = infinite(step / 1000, warmup=0.0, cooldown=0.0)
+        assert found == pytest.approx(infinite(max(step, 150) / 1000))
+
+
+def test_a_cosine_may_be_cut_short():
+    """CroCo: 400 of a schedule of 800 epochs."""
+    share = (400 - 40) / (800 - 40)
+    for epoch in range(401):
+        found = warmup_cosine(epoch / 400, warmup=40 / 400, cut=share)
+        assert found == pytest.approx(mae_rate(epoch, 40, 800, 1.0), abs=1e-12)
+
+
+def test_a_ramp_and_a_cosine_that_is_cut():
+    """CAPI's momentum: 50,000 steps from 1 to 0.999, then towards 1, of which 0.8 is gone through."""
+    for step in range(0, 500_001, 1000):
+        found = ramp_cosine(step / 500_000, first=1.0, middle=0.999, last=1.0, warmup=0.1, cut=0.8)
+        if step < 50_000:
+            wanted = 1.0 - 0.001 * step / 50_000
+        else:
+            wanted = 1.0 - 0.0005 * (1.0 + math.cos(math.pi * 0.8 * (step - 50_000) / 450_000))
+        assert found == pytest.approx(wanted, abs=1e-12)

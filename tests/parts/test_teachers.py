@@ -67,8 +67,9 @@ def test_a_twin_is_a_frozen_copy():
 
 
 @pytest.mark.parametrize(("value", "equals"), [(0.0, "student"), (1.0, "before")])
-def test_ends_of_the_momentum(value, equals):
-    teacher, student = EMA(momentum=partial(constant, value=value)), Student()
+@pytest.mark.parametrize("said", ["number", "schedule"])
+def test_ends_of_the_momentum(value, equals, said):
+    teacher, student = EMA(momentum=value if said == "number" else partial(constant, value=value)), Student()
     twin = teacher.twin("main", student)
     before = copy.deepcopy(dict(twin.named_parameters()))
     moved(student, 0)

@@ -1,5 +1,7 @@
 import csv
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,3 +206,28 @@ def test_number(value, expected):
 )
 def test_duration(seconds, expected):
     assert duration(seconds) == expected
+
+
+def test_paired_differences_decide_where_there_are_any(tmp_path):
+    both = {"random_init": (0.4, [0.3, 0.5]), "raw_input": (0.5, [0.42, 0.58])}
+    told = replace(
+        score(0.55, [0.48, 0.62], **both), differences={"random_init": (0.1, 0.2), "raw_input": (-0.01, 0.1)}
+    )
+    assert scores.words(told) == (
+        "Better than random init, within noise of raw input, by the paired difference over the same test samples."
+    )
+    lower = replace(told, higher_is_better=False)
+    assert scores.words(lower).startswith("Within noise of raw input, worse than random init, by")
+
+
+def test_further_metrics_and_points_of_a_curve_are_scores_of_their_own(tmp_path):
+    point = {"metric": "top1", "value": 0.3, "ci95": [0.2, 0.4], "random_init": 0.1, "random_init_ci95": [0.0, 0.2],
+             "random_init_difference_ci95": [0.1, 0.3], "at": 0.1}  # fmt: skip
+    entry = point | {"also": {"ari": point | {"metric": "ari"}}, "curve": [point]}
+    (tmp_path / "summary.json").write_text(json.dumps({"eval": {"probe": entry}}))
+    found = read(tmp_path).scores
+    assert [(one.protocol, one.metric) for one in found] == [
+        ("probe", "top1"), ("probe ari", "ari"), ("probe at 0.1", "top1"),
+    ]  # fmt: skip
+    assert all(set(one.baselines) == {"random_init", "raw_input"} for one in found)
+    assert found[0].differences == {"random_init": (0.1, 0.3)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmssl.modalities.audio.filters import FilterBanks, within
 from mmssl.modalities.audio.pictures import Spectrogram
 from mmssl.modalities.audio.waves import FULL_SCALE, Erased, Waves, as_float
-from mmssl.nn.network import LinearEmbed
+from mmssl.nn.network import LinearEmbed, StemEmbed
 from mmssl.nn.patches import coordinates
 from mmssl.registry import register
 from mmssl.types import Tokens, TokenSpec, View
@@ -23,7 +23,7 @@ from mmssl.types import Tokens, TokenSpec, View
 class SpectrogramTokenizer(nn.Module):
     """Log-mel filter banks of a fixed number of frames, normalised and cut into patches (AST, Audio-MAE, BEATs).
 
-    A recording's filter banks are cut off or continued with zeros *before* they are normalised, as Audio-MAE does, to
+    A recording's filter banks are cut off or continued *before* they are normalised, as Audio-MAE does, to
     (z - mean) / (2 std). A patch's raw values are (time, frequency, channel) with the channel fastest; frames and bins
     that fill no whole patch are left out.
 
@@ -38,8 +38,11 @@ class SpectrogramTokenizer(nn.Module):
         std: likewise; null takes the data's.
         patch: side of a patch, one number or [frames, bins].
         stride: from patch to patch, likewise; null for patches side by side (Audio-MAE tried 10 of 16).
+        stem: width of a layer in front of the encoder's: patches are mapped to it without bias, normalised over
+            features, and mapped on (BEATs: 512); null for one map.
         padding: `content` takes the silence behind a recording's end for part of it (Audio-MAE); `masked` marks patches
-            wholly behind the end as padding, which no attention and no loss looks at (BEATs).
+            wholly behind the end as padding, which no attention and no loss looks at (BEATs). Both continue filter
+            banks with zeros; `quiet` is `content` continued with the recording's smallest value (Bird-MAE).
 
     Raises:
         ValueError: for patches that do not fit, or other words.
@@ -62,11 +65,12 @@ class SpectrogramTokenizer(nn.Module):
         std: float | None = None,
         patch: int | Sequence[int] = 16,
         stride: int | Sequence[int] | None = None,
+        stem: int | None = None,
         padding: str = "content",
     ) -> None:
         super().__init__()
-        if padding not in ("content", "masked"):
-            raise ValueError(f"tokenizer.padding has to be 'content' or 'masked' (got {padding!r})")
+        if padding not in ("content", "masked", "quiet"):
+            raise ValueError(f"tokenizer.padding has to be 'content', 'masked' or 'quiet' (got {padding!r})")
         self.patch = _pair(patch)
         self.stride = self.patch if stride is None else _pair(stride)
         if self.patch[0] > frames or self.patch[1] > bins or min(*self.patch, *self.stride) < 1:
@@ -74,8 +78,9 @@ class SpectrogramTokenizer(nn.Module):
                 f"tokenizer.patch={list(self.patch)} has to fit into tokenizer.frames={frames} and "
                 f"tokenizer.bins={bins}, and tokenizer.stride={list(self.stride)} has to be at least 1"
             )
-        self.filters = FilterBanks(rate, bins, shift_ms, flavour)
+        self.filters, self.stem = FilterBanks(rate, bins, shift_ms, flavour), stem
         self.frames, self.channels, self.masked = frames, int(facts["channels"]), padding == "masked"
+        self.quiet = padding == "quiet"
         sides = (frames, bins)
         grid = tuple((side - p) // s + 1 for side, p, s in zip(sides, self.patch, self.stride, strict=True))
         self.spec = TokenSpec(math.prod(self.patch) * self.channels, 2, grid, self.stride, self.channels)
@@ -84,9 +89,9 @@ class SpectrogramTokenizer(nn.Module):
         self.register_buffer("std", torch.tensor(float(facts["std"]) if std is None else float(std)))
         self.register_buffer("pos", coordinates(grid), persistent=False)
 
-    def embedding(self, dim: int) -> LinearEmbed:
-        """A linear embedding of patches."""
-        return LinearEmbed(self.spec.raw, dim)
+    def embedding(self, dim: int) -> nn.Module:
+        """A linear embedding of patches, or one in two steps."""
+        return LinearEmbed(self.spec.raw, dim) if self.stem is None else StemEmbed(self.spec.raw, self.stem, dim)
 
     def forward(self, view: View) -> Tokens:
         """Patches of a batch.
@@ -100,6 +105,10 @@ class SpectrogramTokenizer(nn.Module):
         waves = as_waves(view.data, self.filters.rate, self.channels)
         values = self.filters(waves.data, waves.counts, self.frames)
         values = F.pad(values, (0, 0, 0, self.frames - values.shape[2]))
+        heard = within(self.filters.frames(waves.counts), self.frames, values.device) if self.quiet else None
+        if heard is not None:
+            heard = heard[:, None, :, None]
+            values = torch.where(heard, values, values.masked_fill(~heard, torch.inf).amin((1, 2, 3), keepdim=True))
         values = erase((values - self.mean) / (2 * self.std), waves, self.filters)
         cells = values.unfold(2, self.patch[0], self.stride[0]).unfold(3, self.patch[1], self.stride[1])
         raw = cells.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)

@@ -78,8 +78,9 @@ class Waves:
 
 
 def as_float(data: Tensor) -> Tensor:
-    """Samples as float32 in [-1, 1]; a copy only of int16."""
-    return data.to(torch.float32) / FULL_SCALE if data.dtype == torch.int16 else data.to(torch.float32)
+    """Samples in [-1, 1] as float32, or as float64 where that is torch's default; a copy only of int16."""
+    found = data.to(torch.get_default_dtype())
+    return found / FULL_SCALE if data.dtype == torch.int16 else found
 
 
 def join(waves: Sequence[Wave]) -> Waves:

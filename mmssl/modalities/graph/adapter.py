@@ -12,6 +12,7 @@ from torch import Tensor
 from mmssl.draws import Draws
 from mmssl.modalities.graph.files import from_arrays, read_arrays
 from mmssl.modalities.graph.large import Large, Seed
+from mmssl.modalities.graph.linking import hide_links
 from mmssl.modalities.graph.pictures import draw
 from mmssl.modalities.graph.sparse import Adjacency, propagate
 from mmssl.modalities.graph.views import Neighbours
@@ -136,6 +137,16 @@ class Graph:
         )
         parts = [size, histogram] + ([] if sample.x is None else [sample.x.float().mean(0)])
         return torch.cat(parts)
+
+    def links(self, samples: Sequence[Any], shares: Sequence[float]) -> tuple[list[Any], list[list[Tensor]], Tensor]:
+        """Graphs without some of their edges, for link prediction.
+
+        Returns:
+            The graphs and the pairs of nodes as `linking.hide_links` gives them, and the raw input of all nodes: their
+            features after two smoothings along the edges that are left, (nodes, d).
+        """
+        graphs, pairs = hide_links(samples, shares)
+        return graphs, pairs, torch.cat([smoothed(graph, 2) for graph in graphs])
 
     def picture(self, sample: Any) -> np.ndarray:
         """The graph to look at, (h, w, 3) uint8; of a large one the neighbourhood of a node."""

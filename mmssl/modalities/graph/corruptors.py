@@ -62,8 +62,9 @@ class Replace(nn.Module):
         features = None
         if tokens.features is not None and ranks.world() == 1:
             features = tokens.features.pick(torch.where(learned, -1, rows))
+        token = self.mask_token.clone()  # the parameter itself may be gone when the encoder reads it (FSDP)
         return tokens.but(
-            raw=raw, features=features, token=self.mask_token, replaced=replaced, wanted=wanted, draws=draws
+            raw=raw, features=features, token=token, replaced=replaced, wanted=wanted, draws=draws
         )  # fmt: skip
 
 

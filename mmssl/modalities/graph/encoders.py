@@ -67,6 +67,7 @@ class Stack(nn.Module):
         Where tokens say which nodes are `wanted` the last layer may leave the others at zero.
         """
         edges, h, kept = links(tokens), None, dict[str, Tensor]()
+        weights = self._weights(tokens)
         for i, layer in enumerate(self.layers):
             if h is not None and f"block.{i}" not in taps and (some := self._wanted(tokens, i)) is not None:
                 h = drop(h, self.dropout.p, self.training)
@@ -86,11 +87,26 @@ class Stack(nn.Module):
             else:
                 h = drop(h, self.dropout.p, self.training)
                 z, added = nn.functional.linear(h, matrix), None if shortcut is None else shortcut(h)
-            out = layer(z.contiguous(), edges)
+            out = layer(z.contiguous(), edges) if weights is None else layer(z.contiguous(), edges, weights[i])
             h = prelu(self.activations[i], self.norms[i](out if added is None else out + added))
             if f"block.{i}" in taps:
                 kept[f"block.{i}"] = h
         return tokens.but(x=h, taps=kept)
+
+    def _weights(self, tokens: Tokens) -> Tensor | None:
+        """The weights of edges in each layer, (l, e), in the order of the adjacency; None where all weigh alike."""
+        if tokens.edge_weight is None or tokens.edges is None:
+            return None
+        if not all(getattr(layer, "weighs", False) for layer in self.layers):
+            raise ValueError("edges have weights, which encoder/gcn reads and this encoder does not; use encoder=gcn")
+        weights = tokens.edge_weight if tokens.edge_weight.dim() == 2 else tokens.edge_weight.unsqueeze(0)
+        if len(weights) not in (1, len(self.layers)):
+            raise ValueError(
+                f"edges have weights for {len(weights)} layers, but the encoder has {len(self.layers)}; set "
+                "masker.layers to encoder.depth"
+            )
+        order = torch.argsort(tokens.edges[1], stable=True)
+        return weights[:, order].expand(len(self.layers), -1)
 
     def _wanted(self, tokens: Tokens, i: int) -> Tensor | None:
         """The nodes to which the last layer can be confined: it has to treat each by itself."""
@@ -175,6 +191,7 @@ class GCN(nn.Module):
             evaluation sees almost the statistics of the last batch alone.
         residual: whether a layer's input is added to its output.
         activation: behind each layer: `prelu`, `relu`, `elu`, `gelu` or `none`.
+        joined: whether features are those of all layers side by side (MaskGAE, Bandana) and not of the last alone.
 
     Raises:
         ValueError: for an unknown norm or activation, or an expansion that leaves no layer any width.
@@ -194,18 +211,23 @@ class GCN(nn.Module):
         norm_momentum: float = 0.1,
         residual: bool = False,
         activation: str = "prelu",
+        joined: bool = False,
     ) -> None:
         super().__init__()
         if expansion * dim < 1:
             raise ValueError(f"encoder.expansion={expansion:g} leaves inner layers no width at encoder.dim={dim}")
-        self.dim, self.tap_names = dim, tap_names(depth)
         widths = [spec.raw] + [int(expansion * dim)] * (depth - 1) + [dim]
+        self.joined, self.tap_names = joined, tap_names(depth)
+        self.dim, self.tap_dims = sum(widths[1:]) if joined else dim, dict(zip(self.tap_names, widths[1:], strict=True))
         layers = [Convolution(width, out) for width, out in pairwise(widths)]
         self.stack = Stack(layers, widths, dropout, norm, residual, activation, norm_momentum)
 
     def forward(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
         """Packed tokens with `x` (n, dim) and the taps asked for."""
-        return self.stack(tokens, taps)
+        if not self.joined:
+            return self.stack(tokens, taps)
+        features = self.stack(tokens, self.tap_names)
+        return features.but(x=torch.cat([features.taps[name] for name in self.tap_names], 1))
 
 
 @register("encoder/gin")

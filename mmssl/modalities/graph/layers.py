@@ -123,10 +123,14 @@ class Attention(nn.Module):
 class Convolution(nn.Module):
     """Graph convolution (Kipf and Welling 2017): edges weigh 1 over the square roots of both ends' in-degrees.
 
+    Edges may have weights of their own; in-degrees are then sums of weights.
+
     Args:
         width: features in.
         out: features out.
     """
+
+    weighs = True
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -139,11 +143,16 @@ class Convolution(nn.Module):
         """What features are multiplied by, (out, width)."""
         return self.conv.lin.weight
 
-    def forward(self, z: Tensor, links: Adjacency) -> Tensor:
+    def forward(self, z: Tensor, links: Adjacency, weight: Tensor | None = None) -> Tensor:
         """Features times the matrix, (n, out), to the weighted sum over in-edges with the bias."""
-        degree = torch.bincount(links.row, minlength=links.shape[0]).to(z.dtype)
+        if weight is None:
+            degree = torch.bincount(links.row, minlength=links.shape[0]).to(z.dtype)
+        else:
+            weight = weight.to(z.dtype)
+            degree = z.new_zeros(links.shape[0]).index_add(0, links.row, weight)
         scale = torch.where(degree > 0, degree.rsqrt(), torch.zeros_like(degree))
-        return propagate(scale[links.row] * scale[links.col], z, links) + self.conv.bias
+        values = scale[links.row] * scale[links.col]
+        return propagate(values if weight is None else values * weight, z, links) + self.conv.bias
 
 
 class Isomorphism(nn.Module):

@@ -132,21 +132,26 @@ class EdgeMask(Mask):
         raise ValueError(_NO_TOKENS)
 
 
+def either_way(chosen: Tensor, edges: Tensor, nodes: int) -> Tensor:
+    """Which edges (2, e) are chosen in their own or in the other direction, (e,) bool."""
+    code = edges.amin(0) * nodes + edges.amax(0)
+    return torch.isin(code, code[chosen])
+
+
 @register("masker/edges")
 class Edges:
     """Hides a share of the edges of each graph (MaskGAE, Li et al. 2023); the mask's places are those of the edges.
 
     What the mask says belongs to `tokens.edges` in their order: `visible` (1, e), `targets` (1, 1, e); a term that asks
-    it for nodes is refused. Self loops are
-    always visible and never asked for. Which edges are hidden is a function of the graph and its draws alone, whatever
-    else is in the batch. Goes with `corruptor/drop_edges`.
+    it for nodes is refused. Self loops are always visible and never asked for. Which edges are hidden is a function of
+    the graph and its draws alone, whatever else is in the batch. Goes with `corruptor/drop_edges`.
 
     Args:
         ratio: share of edges that are hidden, in [0, 1); 0.7 in the paper.
         exact: whether int(ratio * edges) of each graph are hidden; else each edge by itself with this probability, as
             in the paper.
-        symmetric: whether both directions of an edge are hidden together, and counted as one. Else a hidden direction
-            may show in the other, as in the released code.
+        symmetric: whether both directions of an edge are hidden together, and counted as one. Else each direction is
+            drawn by itself and asked for, but shows wherever the other is kept, as in the released code.
 
     Raises:
         ValueError: for a share outside [0, 1).
@@ -165,7 +170,8 @@ class Edges:
         hidden = torch.zeros(edges.shape[1], dtype=torch.bool, device=edges.device)
         if len(owner):
             hidden[apart] = self._chosen(owner, draws)[unit]
-        return EdgeMask(~hidden.unsqueeze(0), hidden.view(1, 1, -1))
+        shown = ~hidden if self.symmetric else either_way(~hidden, edges, len(tokens.index))
+        return EdgeMask(shown.unsqueeze(0), hidden.view(1, 1, -1))
 
     def _units(self, edges: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """What is hidden as one: the unit of each edge, and the graph of each unit, ascending."""

@@ -22,7 +22,9 @@ class Image:
     """The image modality. A decoded sample is a uint8 tensor (c, h, w)."""
 
     name = "image"
+    mixes = True
     extensions = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
+    segment_extensions = (".png",)
 
     def decode(self, blob: bytes, channels: int | None = None) -> Tensor:
         """Decodes one encoded image to uint8 (c, h, w).
@@ -67,6 +69,31 @@ class Image:
             f"{channels}; set data.channels={have}, or null to keep what the files have"
         )
 
+    def segments(self, blob: bytes | None, sample: Tensor) -> Tensor:
+        """Classes of an image's pixels, (h, w) int64, -1 where there is none.
+
+        Args:
+            blob: a PNG of grey values or palette indices that are the classes; the largest value, 255 or of 16 bits
+                65535, is no class. None for an image without classes.
+            sample: the image, (c, h, w).
+
+        Raises:
+            ValueError: for another file, a picture in colours, and another size than the image's.
+        """
+        from PIL import Image as Pil
+
+        size = tuple(sample.shape[-2:])
+        if blob is None:
+            return torch.full(size, -1)
+        with Pil.open(io.BytesIO(blob)) as image:
+            values, mode = np.array(image), image.mode
+        if values.ndim != 2:
+            raise ValueError(f"classes of pixels have to be grey values or palette indices (got colours, {mode})")
+        if values.shape != size:
+            raise ValueError(f"{values.shape[0]}x{values.shape[1]} classes, but the image is {size[0]}x{size[1]}")
+        classes = torch.from_numpy(values.astype(np.int64))
+        return classes.masked_fill(classes == (255 if values.itemsize == 1 else 65535), -1)
+
     def collate(self, samples: Sequence[Tensor]) -> Tensor:
         """Joins images of one shape to a batch (b, c, h, w).
 
@@ -75,6 +102,8 @@ class Image:
         """
         shapes = {tuple(sample.shape) for sample in samples}
         if len(shapes) == 1:
+            if all(sample.stride(0) == 1 for sample in samples):  # channels last in memory, as decoders and resizing do
+                return torch.stack([sample.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
             return torch.stack(list(samples))
         channels = sorted({shape[0] for shape in shapes})
         if len(channels) > 1:

@@ -52,6 +52,14 @@ class ImageTokenizer(nn.Module):
         self.register_buffer("std", torch.tensor(facts["std"], dtype=torch.float32).view(1, -1, 1, 1) * 255)
         self.register_buffer("pos", coordinates(grid), persistent=False)
 
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """What images are before they are cut, for exports: `size` [height, width], `mean` and `std` of [0, 1]."""
+        assert self.spec.grid is not None
+        size = [side * self.patch for side in self.spec.grid]
+        mean, std = ((values.flatten().double() / 255).tolist() for values in (self.mean, self.std))
+        return {"size": size, "mean": mean, "std": std}
+
     def embedding(self, dim: int) -> LinearEmbed:
         """A linear embedding of patches."""
         return LinearEmbed(self.spec.raw, dim)

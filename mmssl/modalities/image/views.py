@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmssl.data.segments import unmoved
 from mmssl.draws import Draws
 from mmssl.registry import register
 
@@ -17,6 +18,8 @@ class Gradients:
     rounded, which uses the whole range of uint8: no gradient is 128. The luminance of three channels is theirs, that of
     any other number their mean.
     """
+
+    segments = unmoved
 
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
         """Returns uint8 (2, h, w): along rows of pixels, along columns."""

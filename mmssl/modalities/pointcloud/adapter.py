@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class PointCloud:
 
     name = "pointcloud"
     extensions = (".ply", ".off", ".obj", ".npz", ".npy", ".h5", ".hdf5", ".xyz")
+    segment_extensions = (".npy", ".seg", ".txt")
 
     def decode(self, blob: bytes, channels: int | None = None) -> Tensor | Mesh:
         """Decodes one file.
@@ -51,6 +53,33 @@ class PointCloud:
         if channels != 3:
             raise ValueError(f"data.channels={channels}, but points have 3 coordinates and nothing else; leave it null")
         return sample
+
+    def segments(self, blob: bytes | None, sample: Tensor | Mesh) -> Tensor:
+        """Classes of a cloud's points, (n,) int64, -1 where there is none.
+
+        Args:
+            blob: `.npy` of integers, or text of one integer per line, in the order of the points; below 0 is no class.
+                None for a cloud without classes.
+            sample: the cloud, (n, 3).
+
+        Raises:
+            ValueError: for a mesh, which has no points yet, and where there is not one integer per point.
+        """
+        if isinstance(sample, Mesh):
+            raise ValueError("classes belong to points, and the sample is a mesh; save points of its surface")
+        if blob is None:
+            return torch.full((len(sample),), -1)
+        content = io.BytesIO(blob)
+        values = (
+            np.load(content, allow_pickle=False) if blob[:6] == b"\x93NUMPY" else np.loadtxt(content, dtype=np.int64)
+        )
+        if values.dtype.kind not in "iu" or values.size != len(sample):
+            raise ValueError(f"{values.shape} values of {values.dtype} for {len(sample)} points; give each an integer")
+        return torch.from_numpy(np.maximum(values.reshape(-1).astype(np.int64), -1))
+
+    def places(self, data: Tensor) -> Tensor:
+        """Where points lie in the coordinates of tokens: a batch (b, n, 3) itself."""
+        return data
 
     def collate(self, samples: Sequence[Tensor | Mesh]) -> Tensor:
         """Joins clouds of one size to a batch (b, n, 3).

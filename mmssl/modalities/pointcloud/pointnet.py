@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ class MiniPointNet(nn.Module):
 
     Every point goes through two linear maps, the group's maximum is put in front of each point's features, two more
     linear maps and a maximum follow. Batch norms take their statistics over all points of all groups of all ranks,
-    hidden groups included; `whole` says so.
+    hidden groups included; `whole` says so. The last map, behind them, is computed for the groups that are kept alone.
 
     Args:
         size: points of a group.
@@ -35,15 +36,24 @@ class MiniPointNet(nn.Module):
                 nn.init.trunc_normal_(part.weight, std=0.02)
                 nn.init.zeros_(part.bias)
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Tokens with `x` of shape (b, g, dim)."""
+    def forward(self, tokens: Tokens, kept: Tokens | None = None, row: Tensor | None = None) -> Tokens:
+        """Tokens with `x` of shape (b, g, dim).
+
+        Args:
+            tokens: all groups.
+            kept: those to embed, (r, s); None for all.
+            row: the sample each row of `kept` belongs to; None where rows are samples in order.
+        """
         points = tokens.raw.reshape(-1, 3)
         inner, norm, outer = self.first
         own = outer(F.relu(norm(inner(points)))).unflatten(0, (-1, self.size))
         inner, norm, outer = self.second
-        x = outer(F.relu(norm(self._joined(own, inner).flatten(0, 1))))
-        x = x.unflatten(0, (-1, self.size)).amax(1)
-        return tokens.but(x=x.unflatten(0, tokens.raw.shape[:-1]))
+        x = norm(self._joined(own, inner).flatten(0, 1)).view(*tokens.raw.shape[:-1], self.size, -1)
+        if kept is not None:
+            every = torch.arange(len(x), device=x.device) if row is None else row
+            x = x[every.unsqueeze(1), kept.index]
+        x = outer(F.relu(x)).amax(-2)
+        return tokens.but(x=x) if kept is None else kept.but(x=x)
 
     def _joined(self, own: Tensor, linear: nn.Module) -> Tensor:
         """The linear map of (maximum of the group, own features): the group's half is computed once per group."""

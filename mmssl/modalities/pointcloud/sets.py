@@ -3,24 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.data.source import SPLITS, Adapter, Arrays, Dataset, find_root, hold_out
+from mmssl.data.segments import SegmentTable
+from mmssl.data.source import SPLITS, Adapter, Arrays, Dataset, find_root
+from mmssl.data.subset import hold_out
 from mmssl.modalities.pointcloud.generated import CLASSES, generate
 from mmssl.modalities.pointcloud.readers import find_points
 from mmssl.registry import register, suggest
 
 _FILES = (".npz", ".h5", ".hdf5")
 _LABELS = ("label", "labels", "y", "target", "category", "cls")
+_SEGMENTS = ("segments", "part", "parts", "seg", "pid")
 _CLASSES = ("classes", "categories", "class_names")
 _TRAIN = 800
 
 
+class _Held(NamedTuple):
+    """What one file holds of one split: points (n, p, 3 or more), labels (n,) int64, and classes of points (n, p)."""
+
+    points: np.ndarray
+    labels: np.ndarray | None
+    segments: np.ndarray | None
+
+
 class Clouds(Arrays):
-    """Clouds of one array (n, p, 3 or more); one with a coordinate that is not finite cannot be read."""
+    """Clouds of one array (n, p, 3 or more); one with a coordinate that is not finite cannot be read.
+
+    Args:
+        samples: the array.
+        labels: (n,) int64, or None.
+        classes: names of the labels.
+        origin: name for messages: `coseg/train`.
+        segments: classes of the points, (n, p) integers, below 0 where there is none; or None.
+    """
+
+    def __init__(
+        self,
+        samples: np.ndarray,
+        labels: Tensor | None,
+        classes: list[str] | None,
+        origin: str,
+        segments: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(samples, labels, classes, origin)
+        self.segments = None if segments is None else SegmentTable(segments)
 
     def read(self, i: int) -> Tensor:
         """The i-th cloud, (p, 3) float32.
@@ -42,19 +73,34 @@ class CloudFiles:
     * Or `train_points`, `train_labels`, `test_points`, ... for the splits in one file.
     * In a folder, files named by their split (`ply_data_train0.h5`, `test.npz`) are joined; others have to hold the
       splits themselves.
+    * Classes of points, for `protocol/segmentation`: an array (n, p) of integers called `segments`, `part`, `parts`,
+      `seg` or `pid`; below 0 is no class.
     * Class names: an array `classes` in the file, or `shape_names.txt` beside it.
 
-    Labelled data without other splits hold out `test_share` of each class; see `mmssl.data.source.hold_out`.
+    Labelled data without other splits hold out `test_share` of each class; see `mmssl.data.subset.hold_out`.
 
     Args:
         adapter: the modality.
         root: a file, or a folder with such files in it.
         label: name of the array of labels, without the split; null finds it.
+        segments: name of the array of points' classes, likewise.
+        segments_by_label: whether points' classes are counted anew for each label (part 1 of a chair, part 1 of a
+            vase), as COSEG does: then every pair of a label and a class that occurs becomes a class of its own.
         test_share: share of each class that becomes the test split.
     """
 
-    def __init__(self, adapter: Adapter, *, root: str, label: str | None = None, test_share: float = 0.1) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        *,
+        root: str,
+        label: str | None = None,
+        segments: str | None = None,
+        segments_by_label: bool = False,
+        test_share: float = 0.1,
+    ) -> None:
         self.adapter, self.root, self.label, self.test_share = adapter, root, label, test_share
+        self.segments, self.by_label = segments, segments_by_label
 
     def splits(self) -> dict[str, Dataset]:
         """Data sets by split.
@@ -69,7 +115,7 @@ class CloudFiles:
                 f"data.root={self.root} is no file of clouds and holds none ({', '.join(_FILES)}); for a folder of one "
                 "file per cloud use data=folder"
             )
-        found: dict[str, list[tuple[np.ndarray, np.ndarray | None]]] = {}
+        found: dict[str, list[_Held]] = {}
         classes = None
         for file in files:
             held = _load(file)
@@ -78,28 +124,41 @@ class CloudFiles:
                 found.setdefault(split, []).append(self._arrays(held, start, file))
         if "train" not in found:
             raise ValueError(f"data.root={self.root} has no train split, only {', '.join(found)}")
+        if self.by_label:
+            found = _apart(found, self.root)
         splits: dict[str, Dataset] = {
             split: _joined(parts, classes, f"{root.name}/{split}") for split, parts in found.items()
         }
         return hold_out(splits["train"], self.test_share) if set(splits) == {"train"} else splits
 
-    def _arrays(self, held: dict[str, np.ndarray], start: str, file: Path) -> tuple[np.ndarray, np.ndarray | None]:
-        """Points (n, p, 3 or more) of one split of one file, and labels (n,)."""
+    def _arrays(self, held: dict[str, np.ndarray], start: str, file: Path) -> _Held:
+        """What one file holds of one split."""
         try:
             points = held[find_points({name: value for name, value in held.items() if value.ndim == 3}, start)]
         except ValueError as error:
             raise ValueError(f"{file}: no array (clouds, points, 3) with a known name ({error})") from error
         if points.shape[2] < 3:
             raise ValueError(f"{file}: clouds have to be (clouds, points, 3) (got {points.shape})")
-        if self.label is not None and start + self.label not in held:
+        label = self._named("label", _LABELS, held, start, file)
+        segments = self._named("segments", _SEGMENTS, held, start, file)
+        if segments is not None and self.segments is None and held[segments].size != points.shape[0] * points.shape[1]:
+            segments = None  # an array of that name is something else
+        return _Held(
+            points,
+            None if label is None else _one_each(held[label], len(points), f"{file}: {label}"),
+            None if segments is None else _one_each(held[segments], points.shape[:2], f"{file}: {segments}"),
+        )
+
+    def _named(
+        self, key: str, known: tuple[str, ...], held: dict[str, np.ndarray], start: str, file: Path
+    ) -> str | None:
+        """The array that a key names, or one of a known name; None where there is none."""
+        said = getattr(self, key)
+        if said is not None and start + said not in held:
             raise ValueError(
-                f"data.source.label={self.label!r}: {file} has no array {start + self.label!r}"
-                f"{suggest(start + self.label, held)}"
+                f"data.source.{key}={said!r}: {file} has no array {start + said!r}{suggest(start + said, held)}"
             )
-        for name in _LABELS if self.label is None else (self.label,):
-            if start + name in held:
-                return points, _one_each(held[start + name], len(points), f"{file}: {start + name}")
-        return points, None
+        return next((start + name for name in (known if said is None else (said,)) if start + name in held), None)
 
 
 @register("source/pointcloud_sample")
@@ -156,24 +215,52 @@ def _names(held: dict[str, np.ndarray], file: Path) -> list[str] | None:
     return beside.read_text().split() if beside.is_file() else None
 
 
-def _one_each(labels: np.ndarray, count: int, where: str) -> np.ndarray:
-    """Labels as (n,) int64; ModelNet40 stores (n, 1)."""
-    flat = labels.reshape(-1)
-    if len(flat) != count or flat.dtype.kind not in "iu":
-        raise ValueError(f"{where}: wants one whole number per cloud, {count} (got {labels.shape} of {labels.dtype})")
-    return flat.astype(np.int64)
+def _one_each(labels: np.ndarray, shape: int | tuple[int, ...], where: str) -> np.ndarray:
+    """Labels of clouds as (n,) int64, which ModelNet40 stores as (n, 1); those of points as (n, p)."""
+    size = int(np.prod(shape))
+    if labels.size != size or labels.dtype.kind not in "iu":
+        each = "cloud" if isinstance(shape, int) else "point"
+        raise ValueError(f"{where}: wants one whole number per {each}, {size} (got {labels.shape} of {labels.dtype})")
+    return labels.reshape(shape).astype(np.int64)
 
 
-def _joined(parts: list[tuple[np.ndarray, np.ndarray | None]], classes: list[str] | None, origin: str) -> Clouds:
+def _apart(found: dict[str, list[_Held]], root: str) -> dict[str, list[_Held]]:
+    """The same with a class of points for every pair of a label and a class that occurs in any split."""
+    parts = [part for held in found.values() for part in held]
+    if any(part.labels is None or part.segments is None for part in parts):
+        raise ValueError(
+            "data.source.segments_by_label=true wants labels of clouds and classes of points in every split, and "
+            f"data.root={root} lacks some; name the arrays by data.source.label and data.source.segments, or leave the "
+            "key away"
+        )
+    step = 1 + max(int(part.segments.max(initial=0)) for part in parts if part.segments is not None)
+
+    def code(part: _Held) -> np.ndarray:
+        assert part.labels is not None and part.segments is not None
+        return np.where(part.segments < 0, -1, part.labels[:, None] * step + part.segments)
+
+    known = np.unique(np.concatenate([np.unique(code(part)) for part in parts]))
+    known = known[known >= 0]
+    return {
+        split: [
+            part._replace(segments=np.where(code(part) < 0, -1, np.searchsorted(known, code(part)))) for part in held
+        ]
+        for split, held in found.items()
+    }
+
+
+def _joined(parts: list[_Held], classes: list[str] | None, origin: str) -> Clouds:
     """The arrays of one split from several files, behind one another."""
-    sizes = sorted({points.shape[1] for points, _ in parts})
+    sizes = sorted({part.points.shape[1] for part in parts})
     if len(sizes) > 1:
         raise ValueError(f"{origin}: its files hold clouds of {sizes[0]} and {sizes[-1]} points; give them one size")
-    points = np.concatenate([points for points, _ in parts])
-    labels = [label for _, label in parts if label is not None]
+    points = np.concatenate([part.points for part in parts])
+    labels = [part.labels for part in parts if part.labels is not None]
+    beside = [part.segments for part in parts if part.segments is not None]
+    segments = np.concatenate(beside) if len(beside) == len(parts) else None
     if len(labels) < len(parts):
-        return Clouds(points, None, None, origin)
+        return Clouds(points, None, None, origin, segments)
     joined = np.concatenate(labels)
     if classes is None or (len(joined) and joined.max() >= len(classes)):
         classes = [str(label) for label in range(int(joined.max(initial=-1)) + 1)]
-    return Clouds(points, torch.from_numpy(joined), classes, origin)
+    return Clouds(points, torch.from_numpy(joined), classes, origin, segments)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmssl.data.segments import unmoved
 from mmssl.data.source import BadSample
 from mmssl.draws import Draws
 from mmssl.modalities.pointcloud.mesh import Mesh, surface_points
@@ -41,19 +42,27 @@ class SamplePoints:
 
     def __call__(self, sample: Tensor | Mesh, draws: Draws) -> Tensor:
         """Returns (count, 3)."""
-        draws = draws.named("sample_points")
         if isinstance(sample, Mesh):
-            return surface_points(sample, draws, self.count)
-        if len(sample) < self.count and self.short == "repeat" and len(sample):
-            more = Draws(draws.named("again").keys).integers(0, len(sample), self.count - len(sample))[0]
-            sample = torch.cat([sample, sample[more]])
-        if len(sample) < self.count:
+            return surface_points(sample, draws.named("sample_points"), self.count)
+        return sample[self._places(len(sample), draws)]
+
+    def segments(self, classes: Tensor, sample: Tensor, draws: Draws) -> Tensor:
+        """Classes (count,) of the same points in the same order."""
+        return classes[self._places(len(sample), draws)]
+
+    def _places(self, points: int, draws: Draws) -> Tensor:
+        draws = draws.named("sample_points")
+        places = torch.arange(points)
+        if points < self.count and self.short == "repeat" and points:
+            more = Draws(draws.named("again").keys).integers(0, points, self.count - points)[0]
+            places = torch.cat([places, more])
+        if len(places) < self.count:
             raise BadSample(
-                f"a cloud has {len(sample)} points, and view/sample_points wants {self.count}; set data.size to the "
+                f"a cloud has {points} points, and view/sample_points wants {self.count}; set data.size to the "
                 "size of the smallest cloud, remove it, or say short=repeat"
             )
         # numbers for this sample alone: clouds of a batch may differ in size
-        return sample[Draws(draws.keys).order(len(sample))[0, : self.count]]
+        return places[Draws(draws.keys).order(len(places))[0, : self.count]]
 
 
 @register("view/normalize_cloud")
@@ -62,6 +71,8 @@ class NormalizeCloud:
 
     Clouds whose points all coincide are only moved.
     """
+
+    segments = unmoved
 
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
         """Returns (n, 3) inside the unit sphere."""
@@ -88,6 +99,8 @@ class ScaleTranslate:
             )
         self.scale, self.shift = (low, high), shift
 
+    segments = unmoved
+
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
         """Returns (n, 3)."""
         draws = draws.named("scale_translate")
@@ -109,6 +122,8 @@ class Rotate:
         if axis not in _AXES:
             raise ValueError(f"view/rotate: axis has to be x, y, z or any (got {axis!r})")
         self.axis, self.degrees = _AXES[axis], degrees
+
+    segments = unmoved
 
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
         """Returns (n, 3)."""
@@ -148,11 +163,18 @@ class CropCloud:
 
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
         """Returns (m, 3), in the order of the cloud."""
+        return sample[self._places(sample, draws)]
+
+    def segments(self, classes: Tensor, sample: Tensor, draws: Draws) -> Tensor:
+        """Classes (m,) of the points that stay."""
+        return classes[self._places(sample, draws)]
+
+    def _places(self, sample: Tensor, draws: Draws) -> Tensor:
         low, high = self.share
         size, middle = draws.named("crop_cloud").uniform(2)[0].tolist()
         count = max(1, round(len(sample) * (low + (high - low) * size)))
         distance = (sample - sample[int(middle * len(sample))]).square().sum(-1)
-        return sample[torch.argsort(distance, stable=True)[:count].sort().values]
+        return torch.argsort(distance, stable=True)[:count].sort().values
 
 
 @register("view/drop_points")
@@ -172,8 +194,14 @@ class DropPoints:
 
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
         """Returns (n, 3)."""
+        return sample[self._places(len(sample), draws)]
+
+    def segments(self, classes: Tensor, sample: Tensor, draws: Draws) -> Tensor:
+        """Classes (n,) of the points that are in each place."""
+        return classes[self._places(len(sample), draws)]
+
+    def _places(self, n: int, draws: Draws) -> Tensor:
         draws = draws.named("drop_points")
-        n = len(sample)
         share = self.most * float(draws.named("share").uniform(1))
         kept = min(n, max(1, n - int(n * share)))
         # numbers for this sample alone: clouds of a batch may differ in size
@@ -181,7 +209,7 @@ class DropPoints:
         again = Draws(draws.named("again").keys).integers(0, kept, n)[0]
         source = torch.arange(n)
         source[order[kept:]] = order[again[kept:]]
-        return sample[source]
+        return source
 
 
 @register("view/jitter")
@@ -197,6 +225,8 @@ class Jitter:
         if std < 0 or limit < 0:
             raise ValueError(f"view/jitter: std and limit have to be at least 0 (got {std} and {limit})")
         self.std, self.limit = std, limit
+
+    segments = unmoved
 
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
         """Returns (n, 3)."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.modalities.tabular import imputation, pictures
+from mmssl.modalities.tabular import holes, imputation, pictures
 from mmssl.modalities.tabular.encoding import Cells, Encoding, announce, fit
 from mmssl.modalities.tabular.reading import READABLE
 from mmssl.modalities.tabular.table import Row, Table
@@ -18,6 +18,8 @@ from mmssl.registry import register
 
 # Encoded tables that are kept: those of a run's splits, and a few of pictures.
 _KEPT = 4
+# Share of the cells that is hidden to score imputation (ReMasker).
+_HIDDEN = 0.3
 
 
 @register("modality/tabular")
@@ -127,9 +129,27 @@ class Tabular:
                 parts.append(float(not known))
         return torch.tensor(parts, dtype=torch.float32)
 
+    def cells(self, sample: Row) -> Tensor:
+        """The row as trees read it: numbers in the units of the table, codes of categories, NaN where missing, (c,)."""
+        values, given = (array[sample.number] for array in self.encoded(sample.table))
+        return torch.from_numpy(np.where(given, self.encoding.decode(values[None])[0], np.nan))
+
+    @property
+    def categorical(self) -> Tensor:
+        """Which of the cells are codes of categories, (c,) bool."""
+        return torch.tensor([column["kind"] == "categorical" for column in self.encoding.fitted])
+
     def picture(self, sample: Row) -> np.ndarray:
         """A row as text, one line for each column, (h, w, 3) uint8; hidden cells are grey, missing ones empty."""
         return pictures.draw(sample)
+
+    def holes(self, module: Any, dataset: Any, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Three of ten cells of some rows hidden, and what a run puts there; see `holes.fill`."""
+        return holes.fill(self, module, dataset.table, dataset.rows[index], _HIDDEN, 0)
+
+    def typical(self, dataset: Any) -> np.ndarray:
+        """What is usual in each column of a data set, (columns,); see `holes.typical`."""
+        return holes.typical(self, dataset.table, dataset.rows)
 
     def impute(self, module: Any, data: Any, out: Path) -> dict[str, Any]:
         """Fills the missing cells of the data's tables with a trained run; see `imputation.impute`."""

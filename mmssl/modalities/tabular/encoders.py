@@ -15,13 +15,14 @@ class MLP(nn.Module):
     """A perceptron that reads all columns at once and answers with one token per row (SCARF, VIME).
 
     Embeddings of the columns are summed, which is the first layer: with `tokenizer.embedding=per_column` that is the
-    linear map of numbers and one-hot categories side by side. Every further layer is a ReLU and a linear map, and the
-    last one ends bare. What is missing, or hidden by a corruptor, adds nothing.
+    linear map of numbers and one-hot categories side by side. Every further layer is a ReLU and a linear map. What is
+    missing, or hidden by a corruptor, adds nothing.
 
     Args:
         spec: sizes of the tokens.
         dim: width of every layer.
         depth: number of linear maps, the embedding among them.
+        last_relu: whether the last of them ends in a ReLU too (VIME) and not bare.
 
     Raises:
         ValueError: for a depth below 1.
@@ -29,11 +30,11 @@ class MLP(nn.Module):
 
     accepts = "sequence"
 
-    def __init__(self, spec: TokenSpec, *, dim: int = 256, depth: int = 4) -> None:
+    def __init__(self, spec: TokenSpec, *, dim: int = 256, depth: int = 4, last_relu: bool = False) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f"encoder.depth is the number of linear maps, from 1 on (got {depth})")
-        self.dim, self.tap_names = dim, tuple(f"block.{i}" for i in range(depth))
+        self.dim, self.tap_names, self.last_relu = dim, tuple(f"block.{i}" for i in range(depth)), last_relu
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth - 1))
 
     def forward(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
@@ -45,6 +46,7 @@ class MLP(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(torch.relu(x))
             kept[f"block.{i + 1}"] = x
+        x = x.relu() if self.last_relu else x
         first = tokens.index[:, :1]
         return tokens.but(
             x=x, raw=tokens.raw[:, :1], pos=tokens.pos[:, :1], index=torch.zeros_like(first), valid=None, given=None,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _log = logging.getLogger(__name__)
-_BATCH = 1024
+BATCH = 1024
 
 
 def impute(adapter: Any, module: Any, data: Any, out: Path) -> dict[str, Any]:
@@ -64,17 +64,17 @@ def predict(adapter: Any, module: Any, table: Table) -> np.ndarray:
     given = adapter.encoded(table)[1]
     found = np.full(given.shape, np.nan)
     rows = np.flatnonzero(~given.all(1))
-    with _observing(module) as term, torch.no_grad():
-        for first in range(0, len(rows), _BATCH):
-            part = rows[first : first + _BATCH]
+    with observing(module) as term, torch.no_grad():
+        for first in range(0, len(rows), BATCH):
+            part = rows[first : first + BATCH]
             cells = adapter.collate([Row(table, int(i)) for i in part])
-            values = _answers(module, term, View(cells, adapter.name), part)
+            values = answers(module, term, View(cells, adapter.name), part)
             asked = ~given[part]
             found[part] = np.where(asked, adapter.encoding.decode(values.cpu().numpy()), np.nan)
     return found
 
 
-def _answers(module: Any, term: Any, view: View, ids: np.ndarray) -> Tensor:
+def answers(module: Any, term: Any, view: View, ids: np.ndarray) -> Tensor:
     """Predicted raw values at all missing places of a batch, (b, c); zeros elsewhere."""
     device = next(module.parameters()).device
     index = torch.from_numpy(ids).to(device)
@@ -90,7 +90,7 @@ def _answers(module: Any, term: Any, view: View, ids: np.ndarray) -> Tensor:
 
 
 @contextmanager
-def _observing(module: Any) -> Iterator[Any]:
+def observing(module: Any) -> Iterator[Any]:
     """A run whose look sees all that is given, in evaluation mode; gives the term that predicts raw values.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Columns of labels: classes, or nothing that a probe can use."""
+"""Columns of labels: classes, quantities, or both."""
 
 from __future__ import annotations
 
@@ -44,12 +44,22 @@ def codes(
     numbers = _numbers(classes)
     if numbers is not None and (any(not number.is_integer() for number in numbers) or len(numbers) > _MOST):
         _log.warning(
-            "%s: the label column %r holds quantities (%d different numbers), no classes, so that there are no probes; "
-            "it is no feature either", origin, name, len(numbers),
+            "%s: the label column %r holds quantities (%d different numbers) and no classes, so that only "
+            "protocol=regression scores it; it is no feature", origin, name, len(numbers),
         )  # fmt: skip
         return None, None
     values = found.values[:, 0]
     return torch.from_numpy(np.where(np.isnan(values), -1, values).astype(np.int64)), classes
+
+
+def quantities(cells: pa.ChunkedArray, name: str, missing: Sequence[str], origin: str) -> Tensor | None:
+    """A column of numbers as (n,) float64, NaN where missing; None where it holds anything else. See `codes`."""
+    import pyarrow as pa
+
+    found = make(pa.table({name: cells}), [name], [], missing, origin)
+    if not found.columns or found.columns[0].kind != "numeric":
+        return None
+    return torch.from_numpy(found.values[:, 0].astype(np.float64))
 
 
 def _numbers(texts: Sequence[str]) -> list[float] | None:

@@ -42,15 +42,23 @@ class Rows:
         labels: (n,) int64 with -1 where there is none, or None.
         classes: names of the labels.
         original: the files it was read from.
+        targets: the labels as quantities, (n,) float64 with NaN where there is none; None where they are no numbers.
     """
 
     in_memory = True
 
     def __init__(
-        self, table: Table, rows: np.ndarray, labels: Tensor | None, classes: list[str] | None, original: Original
+        self,
+        table: Table,
+        rows: np.ndarray,
+        labels: Tensor | None,
+        classes: list[str] | None,
+        original: Original,
+        targets: Tensor | None = None,
     ) -> None:
         self.table, self.rows, self.labels, self.classes, self.original = table, rows, labels, classes, original
-        self._empty: Any = np.isnan(table.values[rows]).all(1)
+        self.targets = targets
+        self.unreadable: Any = np.isnan(table.values[rows]).all(1)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,7 +69,7 @@ class Rows:
         Raises:
             ValueError: where none of its cells is given.
         """
-        if self._empty[i]:
+        if self.unreadable[i]:
             raise ValueError("all cells of the row are missing")
         return Row(self.table, int(self.rows[i]))
 
@@ -92,8 +100,8 @@ class Tables:
         adapter: the modality.
         root: a table, or a folder of tables named by their split.
         label: the column of labels, no feature then; null takes `label`, `labels`, `class` or `target` if there is one;
-            false takes none. Labels that are no classes (numbers with a fraction, or of more than 100 values) are left
-            out.
+            false takes none. Labels that are no classes (numbers with a fraction, or of more than 100 values) are
+            quantities, for `protocol/regression`.
         split: the column that names each row's split, no feature; null takes `split` if there is one.
         test_rows: a text file with the numbers of the rows of the test split, from 0 on, one a line; next to the table.
         test_share: share of the rows held out as test where nothing else says so; 0 trains on all.
@@ -139,10 +147,11 @@ class Tables:
         if not table.columns:
             raise ValueError(f"data.root: {origin} has no column that can be used: {dict(table.skipped)}")
         found, classes = labels.codes(whole[label], label, self.missing, origin) if label else (None, None)
+        numbers = labels.quantities(whole[label], label, self.missing, origin) if label else None
         original = Original(list(files.values()), whole, self.missing)
         places = self._places(tables, whole, split, table, files)
         return {
-            name: Rows(table, rows, None if found is None else found[torch.from_numpy(rows)], classes, original)
+            name: Rows(table, rows, _at(found, rows), classes, original, _at(numbers, rows))
             for name, rows in places.items()
         }
 
@@ -245,6 +254,10 @@ class TabularSample:
     def splits(self) -> dict[str, Dataset]:
         """Train and test."""
         return Tables(self.adapter, root=str(Path(__file__).parent / "sample" / "adult"), label="income").splits()
+
+
+def _at(values: Tensor | None, rows: np.ndarray) -> Tensor | None:
+    return None if values is None else values[torch.from_numpy(rows)]
 
 
 def _origin(files: Mapping[str, Path]) -> str:

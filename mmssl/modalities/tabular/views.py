@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmssl.data.loading import try_read
+from mmssl.data.skipped import try_read
 from mmssl.data.source import Dataset
 from mmssl.draws import Draws
 from mmssl.modalities.tabular.table import Row
@@ -28,7 +28,7 @@ class CorruptColumns:
     def __init__(self, *, ratio: float = 0.6) -> None:
         if not 0 <= ratio <= 1:
             hint = f"; did you mean {ratio / 100:g}?" if 1 < ratio <= 100 else ""
-            raise ValueError(f"view/corrupt_columns: ratio is a share of the columns, in [0, 1] (got {ratio:g}){hint}")
+            raise ValueError(f"ratio is a share of the columns, in [0, 1] (got {ratio:g}){hint}")
         self.ratio = ratio
         self.rows, self.columns = np.empty(0, np.int64), np.empty(0, np.int64)
 
@@ -41,17 +41,25 @@ class CorruptColumns:
         cells = found[0].table.values[self.rows]
         low, high = np.fmin.reduce(cells, 0), np.fmax.reduce(cells, 0)
         self.columns = np.flatnonzero(low < high)
+        self.fitted(cells[:, self.columns])
+
+    def fitted(self, cells: np.ndarray) -> None:
+        """What more is learned from the training rows' cells of columns that differ, (rows, columns)."""
 
     def __call__(self, sample: Row, draws: Draws) -> Row:
         """The row, some of its cells taken from others."""
         if not len(self.rows):
             raise ValueError(
-                "view/corrupt_columns draws cells from the rows of the train split, but it was not shown any: use it "
+                "cells are drawn from the rows of the train split, but this view operation was not shown any: use it "
                 "in `views`, not in `view`, or call fit(dataset) first"
             )
-        count = int(self.ratio * len(self.columns))
-        chosen = self.columns[draws.named("columns").order(len(self.columns))[0, :count].numpy()]
-        given = draws.named("rows").integers(0, len(self.rows), count)[0].numpy()
+        chosen = self.chosen(sample, draws)
+        given = draws.named("rows").integers(0, len(self.rows), len(chosen))[0].numpy()
         donors = np.full(len(sample.table.columns), sample.number) if sample.donors is None else sample.donors.copy()
         donors[chosen] = self.rows[given]
         return sample._replace(donors=donors)
+
+    def chosen(self, sample: Row, draws: Draws) -> np.ndarray:
+        """The columns that are corrupted, out of those that are not constant."""
+        count = int(self.ratio * len(self.columns))
+        return self.columns[draws.named("columns").order(len(self.columns))[0, :count].numpy()]

@@ -30,6 +30,7 @@ class Video:
     """
 
     name = "video"
+    mixes = True
     extensions: tuple[str, ...] = (
         ".mp4",
         ".avi",

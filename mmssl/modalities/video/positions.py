@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmssl.nn.patches import coordinates
+from mmssl.nn.positions import sincos
 from mmssl.registry import register
 from mmssl.types import Tokens, TokenSpec
 
@@ -78,3 +80,26 @@ class SinCosFlat(nn.Module):
         """Embeddings of the tokens' places, (b, n, dim)."""
         known = tokens.grid is not None and tokens.length <= len(self.table)
         return self.table[tokens.index] if known else self._values(tokens.index)
+
+
+@register("position/sincos_plane")
+class SinCosPlane(nn.Module):
+    """Fixed sine-cosine positions of row and column alone, as in images: frames of a clip are not told apart (SiamMAE).
+
+    Args:
+        spec: sizes of the tokens.
+        dim: width, a multiple of 4.
+    """
+
+    table: Tensor
+
+    def __init__(self, spec: TokenSpec, dim: int) -> None:
+        super().__init__()
+        self.dim, self.grid = dim, spec.grid
+        table = sincos(coordinates(spec.grid)[:, 1:], dim) if spec.grid else torch.empty(0, dim)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Embeddings of the tokens' places, (b, n, dim)."""
+        known = tokens.grid == self.grid and self.grid is not None
+        return self.table[tokens.index] if known else sincos(tokens.pos[..., 1:], self.dim)

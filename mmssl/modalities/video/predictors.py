@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmssl.nn.positions import SinCos
 from mmssl.parts.predictors import Position, Transformer
 from mmssl.registry import register
-from mmssl.types import Tokens, TokenSpec
+from mmssl.types import TokenSpec
 
 
 @register("predictor/transformer_per_mask")
@@ -50,20 +50,11 @@ class PerMask(Transformer):
         self.masks = masks
         self.mask_token = nn.Parameter(torch.zeros(masks, 1, dim))
 
-    def _decode(self, seen: Tokens, query: Tokens) -> Tensor:
-        """The sequence [seen, asked] behind the last block."""
-        assert seen.x is not None
-        rows, places = query.index.shape
+    def _asking(self, rows: int, places: int) -> Tensor:
+        """The token of each row's mask, (rows, places, dim)."""
         if rows % self.masks:
             raise ValueError(
                 f"predictor.masks={self.masks} does not divide the {rows} rows of the masks of this batch; set it to "
                 "the number of masks that the masker gives each sample (masker.scales)"
             )
-        known = self.embed(seen.x)
-        asked = self.mask_token.to(known.dtype).repeat_interleave(rows // self.masks, 0).expand(-1, places, -1)
-        place = torch.cat([self.position(seen), self.position(query)], 1)
-        x = torch.cat([known, asked], 1) + place.to(known.dtype)
-        inputs = self._attention_mask(seen, query, known.shape[1])
-        for block in self.blocks:
-            x = block(x, **inputs)
-        return x
+        return self.mask_token.repeat_interleave(rows // self.masks, 0).expand(-1, places, -1)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmssl.parts.targets import standardised
 from mmssl.registry import register
 from mmssl.step import Look, Plan
 from mmssl.types import Tokens
@@ -81,8 +82,7 @@ class Frames(nn.Module):
         if self.normalize == "none":
             return values
         if self.normalize == "joint":
-            variance, mean = torch.var_mean(values, dim=-1, keepdim=True)
-            return (values - mean) * torch.rsqrt(variance + 1e-6)
+            return standardised(values)
         # pixels in [0, 1] up to the dataset's mean, which the subtraction takes away
         pixels = values.unflatten(-1, (-1, self.channels)) * self._scale(look)
         variance, mean = torch.var_mean(pixels, dim=-2, keepdim=True)

@@ -8,6 +8,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from mmssl.nn.mlp import LeanMlp
 from mmssl.parts.encoders.vit import tap_names, walk
 from mmssl.registry import register
 from mmssl.types import Tokens, TokenSpec
@@ -86,7 +87,7 @@ class Alibi(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 dim, heads, mlp_ratio, qkv_bias=qkv_bias, drop_path=drop_path * i / max(depth - 1, 1),
-                norm_layer=norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
+                mlp_layer=LeanMlp, norm_layer=norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
             )
             for i in range(depth)
         )  # fmt: skip

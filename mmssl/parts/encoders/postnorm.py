@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
 from mmssl.nn.init import trunc_normal_
 from mmssl.nn.positions import SinCos
-from mmssl.parts.encoders.vit import ffn_names, tap_names
+from mmssl.parts.encoders.vit import ffn_names, overheard, tap_names
 from mmssl.registry import register
 from mmssl.types import Tokens, TokenSpec
 
@@ -91,20 +90,9 @@ class PostNorm(nn.Module):
         x = self.dropout(self.norm(x))
         kept: dict[str, torch.Tensor] = {"embed": x} if "embed" in taps else {}
         for i, block in enumerate(self.blocks):
-            if f"ffn.{i}" in taps:
-                x, kept[f"ffn.{i}"] = _open(block, x, padding)
-            else:
+            # the MLP ends in its dropout
+            with overheard(block, "dropout2", kept, f"ffn.{i}", taps):
                 x = block(x, src_key_padding_mask=padding)
             if f"block.{i}" in taps:
                 kept[f"block.{i}"] = x
         return tokens.but(x=x[:, count:], prefix=x[:, :count] if count else None, taps=kept)
-
-
-def _open(block: Any, x: torch.Tensor, padding: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """A post-norm layer of torch step by step: its output, and what its MLP adds before the second norm."""
-    mask = None
-    if padding is not None:  # as the layer itself turns it into numbers
-        mask = torch.zeros(padding.shape, dtype=x.dtype, device=x.device).masked_fill(padding, -torch.inf)
-    x = block.norm1(x + block._sa_block(x, None, mask))
-    added = block._ff_block(x)
-    return block.norm2(x + added), added

@@ -9,7 +9,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmssl.nn.patches import coordinates, fold
-from mmssl.parts.encoders.vit import key_mask, tap_names, walk
+from mmssl.parts.encoders.vit import key_mask, qkv_names, tap_names, walk
 from mmssl.registry import register, suggest
 from mmssl.types import Tokens, TokenSpec
 
@@ -43,6 +43,7 @@ def build(
     pretrained: bool = False,
     weights: str | None = None,
     drop_path: float = 0.0,
+    small: bool = False,
 ) -> nn.Module:
     """Any timm model by name. Vision transformers run on visible tokens alone; convolutional networks on whole images.
 
@@ -52,9 +53,11 @@ def build(
         pretrained: whether to fetch timm's weights; stems are adapted to other channel counts and sizes.
         weights: a local file with weights in timm's layout, instead of fetching them.
         drop_path: stochastic depth.
+        small: whether a ResNet begins with a convolution of 3 x 3 pixels and stride 1 and does not pool behind it, as
+            papers do on images of 32 pixels (SimCLR).
 
     Raises:
-        ValueError: for an unknown name, or weights that cannot be had.
+        ValueError: for an unknown name, weights that cannot be had, or `small` of another model or with weights.
     """
     import timm
     from timm.models.vision_transformer import VisionTransformer
@@ -68,7 +71,19 @@ def build(
         model = create(name, img_size=size, patch_size=spec.cell[0], **kwargs)
         assert isinstance(model, VisionTransformer)
         return TimmViT(model, spec)
-    return TimmGrid(create(name, **kwargs), spec)
+    model = create(name, **kwargs)
+    return TimmGrid(_small(model, name, pretrained or weights is not None) if small else model, spec)
+
+
+def _small(model: Any, name: str, loaded: bool) -> nn.Module:
+    """A ResNet whose first layers keep the size of the image."""
+    first = getattr(model, "conv1", None)
+    if loaded or not isinstance(first, nn.Conv2d) or not hasattr(model, "maxpool"):
+        raise ValueError(f"encoder.small=true is for a ResNet without weights (got {name!r}); set it to false")
+    model.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=first.bias is not None)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
 
 
 class TimmViT(nn.Module):
@@ -80,6 +95,8 @@ class TimmViT(nn.Module):
         super().__init__()
         self.dim, self.depth = model.embed_dim, len(model.blocks)
         self.tap_names = tap_names(self.depth)
+        if all(hasattr(getattr(block, "attn", None), "qkv") for block in model.blocks):
+            self.tap_names += qkv_names(self.depth)
         self.grid = spec.grid
         # Only the stem's weights are wanted, by `Network`; they must not be trained twice.
         proj = model.patch_embed.proj
@@ -123,7 +140,14 @@ class TimmGrid(nn.Module):
     def __init__(self, model: Any, spec: TokenSpec) -> None:
         super().__init__()
         self.model, self.dim, self.spec = model, model.num_features, spec
-        self.tap_names: tuple[str, ...] = ()
+        self.tap_names: tuple[str, ...] | dict[str, int] = ()  # names, and how wide maps are
+
+    def depths(self) -> dict[str, int]:
+        """Depth of each parameter for layer decay, as timm groups them: the stem is 0."""
+        from timm.models import group_parameters
+
+        groups: Any = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True)
+        return {f"model.{name}": depth for name, depth in groups.items()}
 
     def forward(self, tokens: Tokens, taps: tuple[str, ...] = ()) -> Tokens:
         """Encodes the image that the raw values (b, n, v) make up; gives one token per cell of the last map."""

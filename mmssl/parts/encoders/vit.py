@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mmssl.nn.init import scale_by_depth_, trunc_normal_, xavier_
+from mmssl.nn.mlp import LeanMlp
 from mmssl.nn.positions import SinCos
 from mmssl.registry import register
 from mmssl.types import Tokens, TokenSpec
@@ -25,27 +27,39 @@ def key_mask(tokens: Tokens, prefix: int) -> Tensor | None:
 
 
 def walk(
-    blocks: nn.ModuleList, x: Tensor, taps: tuple[str, ...], add: Tensor | None = None, **inputs: Tensor | None
+    blocks: nn.ModuleList,
+    x: Tensor,
+    taps: tuple[str, ...],
+    add: Tensor | None = None,
+    first: int = 0,
+    **inputs: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Runs blocks in turn, `add` added before each, and keeps the layers asked for: `embed`, `block.0`, `ffn.0`, ..."""
+    """Runs blocks in turn, `add` added before each, and keeps layers: `embed`, `block.0`, `ffn.0`, `qkv.0`, ...
+
+    `first` is the number of the first of these blocks.
+    """
     inputs = {name: value for name, value in inputs.items() if value is not None}
-    kept = {"embed": x} if "embed" in taps else {}
-    for i, block in enumerate(blocks):
+    kept = {"embed": x} if "embed" in taps and not first else {}
+    for i, block in enumerate(blocks, first):
         x = x if add is None else x + add
-        if f"ffn.{i}" in taps:
-            x, kept[f"ffn.{i}"] = _open(block, x, inputs)
-        else:
+        with overheard(block, "mlp", kept, f"ffn.{i}", taps), overheard(block, "attn.qkv", kept, f"qkv.{i}", taps):
             x = block(x, **inputs)
         if f"block.{i}" in taps:
             kept[f"block.{i}"] = x
     return x, kept
 
 
-def _open(block: Any, x: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """A pre-norm block of timm step by step: its output, and what its MLP gives before layer-scale and the sum."""
-    x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x), **inputs)))
-    added = block.mlp(block.norm2(x))
-    return x + block.drop_path2(block.ls2(added)), added
+@contextmanager
+def overheard(block: nn.Module, part: str, kept: dict[str, Any], name: str, wanted: Iterable[str]) -> Iterator[None]:
+    """Keeps what a part within a block gives while the block runs: blocks are called through `forward` alone."""
+    if name not in wanted:
+        yield
+        return
+    hook = block.get_submodule(part).register_forward_hook(lambda _, __, out: kept.__setitem__(name, out))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def tap_names(depth: int) -> tuple[str, ...]:
@@ -56,6 +70,11 @@ def tap_names(depth: int) -> tuple[str, ...]:
 def ffn_names(depth: int) -> tuple[str, ...]:
     """Names of what the MLPs give, before the residual sum (data2vec's targets)."""
     return tuple(f"ffn.{i}" for i in range(depth))
+
+
+def qkv_names(depth: int) -> tuple[str, ...]:
+    """Names of what each block's attention reads: queries, keys and values side by side, heads within each."""
+    return tuple(f"qkv.{i}" for i in range(depth))
 
 
 @register("encoder/vit")
@@ -111,7 +130,7 @@ class ViT(nn.Module):
         if init not in ("xavier", "trunc_normal", "beit"):
             raise ValueError(f"encoder.init has to be 'xavier', 'trunc_normal' or 'beit' (got {init!r})")
         self.dim, self.depth, self.position_every = dim, depth, position_every
-        self.tap_names = tap_names(depth) + ffn_names(depth)
+        self.tap_names = tap_names(depth) + ffn_names(depth) + qkv_names(depth)
         self.position = position(spec, dim)
         count = int(class_token) + registers
         self.prefix = nn.Parameter(torch.empty(1, count, dim)) if count else None
@@ -119,7 +138,7 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 dim, heads, mlp_ratio, qkv_bias=qkv_bias, init_values=layer_scale,
-                drop_path=drop_path * i / max(depth - 1, 1),
+                drop_path=drop_path * i / max(depth - 1, 1), mlp_layer=LeanMlp,
                 norm_layer=norm,  # pyright: ignore[reportArgumentType]  # timm declares a class but calls it: any maker does
             )
             for i in range(depth)
@@ -144,14 +163,18 @@ class ViT(nn.Module):
         Returns:
             Tokens with `x`, `prefix` and `taps` filled.
         """
-        assert tokens.x is not None
-        x, count, position = tokens.x, 0, self.position(tokens)
-        if not self.position_every:
-            x = x + position
-        if self.prefix is not None:
-            count = self.prefix.shape[1]
-            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+        x, count, position = self._placed(tokens)
         add = nn.functional.pad(position, (0, 0, count, 0)) if self.position_every else None
         x, kept = walk(self.blocks, x, taps, add, attn_mask=key_mask(tokens, count))
         x = self.norm(x)
         return tokens.but(x=x[:, count:], prefix=x[:, :count] if count else None, taps=kept)
+
+    def _placed(self, tokens: Tokens) -> tuple[Tensor, int, Tensor]:
+        """Tokens behind the prefix, with positions where they are added once; the length of the prefix; positions."""
+        assert tokens.x is not None
+        x, position = tokens.x, self.position(tokens)
+        if not self.position_every:
+            x = x + position
+        if self.prefix is None:
+            return x, 0, position
+        return torch.cat([self.prefix.expand(x.shape[0], -1, -1).to(x.dtype), x], 1), self.prefix.shape[1], position

@@ -208,7 +208,7 @@ def test_erased_rectangles_become_the_mean(make):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"padding": "mask"}, "'content' or 'masked' .got 'mask'."),
+        ({"padding": "mask"}, "'content', 'masked' or 'quiet' .got 'mask'."),
         ({"patch": [2000, 16]}, r"tokenizer\.patch=\[2000, 16\] has to fit into tokenizer\.frames=1024"),
         ({"stride": 0}, r"stride=\[0, 0\] has to be at least 1"),
     ],

@@ -11,8 +11,8 @@ import torch
 from mmssl.config import build
 from mmssl.config.compose import compose
 from mmssl.data.folder import Folder
-from mmssl.data.loading import Unreadable
 from mmssl.data.module import Data
+from mmssl.data.skipped import Unreadable
 from mmssl.modalities.graph.adapter import Graph
 from mmssl.modalities.graph.encoders import GAT
 from mmssl.modalities.graph.own import OwnGraph
@@ -221,6 +221,6 @@ def test_bad_files_are_skipped_and_counted(tmp_path: Any) -> None:
     assert sorted(held.skipped) == ["ring/07.npz", "star/22.npz"]
     with pytest.raises(
         Unreadable,
-        match=r"1 of 20 samples cannot be read: ring/07\.npz\. The reason for ring/07\.npz: edge_index names",
+        match=r"2 of 24 samples cannot be read: ring/07\.npz, star/22\.npz\. The reason for ring/07\.npz: edge_index names",
     ):
         data(0.0).facts()

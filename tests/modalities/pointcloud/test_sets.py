@@ -9,7 +9,7 @@ import torch
 
 from mmssl.config import build
 from mmssl.config.compose import compose
-from mmssl.data.loading import Unreadable
+from mmssl.data.skipped import Unreadable
 from mmssl.modalities.pointcloud.adapter import PointCloud
 from mmssl.modalities.pointcloud.generated import CLASSES, generate
 from mmssl.modalities.pointcloud.mesh import Mesh, Shown
@@ -201,3 +201,43 @@ def test_the_sample_is_fixed_balanced_and_finite():
     assert found["train"].classes == list(CLASSES) and len(CLASSES) == 10
     assert np.array_equal(found["train"].read(7).numpy(), points[7])
     assert torch.bincount(found["test"].labels).tolist() == [20] * 10
+
+
+def test_classes_of_points_in_one_file(tmp_path):
+    """COSEG's parts begin at 1 in each category, and become classes of their own; others are taken as they are."""
+    part = np.array([[1, 2, 3, 3]] * 3, np.uint8)
+    arrays = {"train_points": clouds(3, 4), "train_category": np.array([0, 1, 1]), "train_part": part,
+              "test_points": clouds(2, 4), "test_category": np.array([1, 2]), "test_part": part[:2] + 1}  # fmt: skip
+    np.savez(tmp_path / "set.npz", **arrays)
+    found = splits(tmp_path, label="category", segments="part", segments_by_label=True)
+    # pairs that occur: (0, 1..3), (1, 1..4), (2, 2..4)
+    assert [found["train"].segments.of(i, None).tolist() for i in range(3)] == [
+        [0, 1, 2, 2],
+        [3, 4, 5, 5],
+        [3, 4, 5, 5],
+    ]
+    assert [found["test"].segments.of(i, None).tolist() for i in range(2)] == [[4, 5, 6, 6], [7, 8, 9, 9]]
+    plain = splits(tmp_path)["train"]  # the array's name is a known one
+    assert plain.segments.of(2, None).tolist() == [1, 2, 3, 3]
+    with pytest.raises(ValueError, match=r"data.source.segments='prt'.*no array 'train_prt'; did you mean"):
+        splits(tmp_path, segments="prt")
+    with pytest.raises(ValueError, match=r"one whole number per point, 12"):
+        splits(tmp_path, segments="category")
+    np.savez(tmp_path / "set.npz", points=clouds(6, 4), labels=np.arange(6) % 2, part=np.tile(np.arange(6)[:, None], 4))
+    held = splits(tmp_path, test_share=0.4)
+    for split in held.values():  # a held-out share keeps its own
+        for i in range(len(split)):
+            assert split.segments.of(i, None).tolist() == [int(split.index[i])] * 4
+    np.savez(tmp_path / "set.npz", points=clouds(6, 4), part=np.arange(6))  # of that name, but of clouds
+    assert splits(tmp_path)["train"].segments is None
+    with pytest.raises(ValueError, match="segments_by_label=true wants labels"):
+        splits(tmp_path, segments_by_label=True)
+
+
+def test_classes_of_points_in_files_beside():
+    cloud = torch.zeros(3, 3)
+    assert ADAPTER.segments(b"4\n-9\n0\n", cloud).tolist() == [4, -1, 0]
+    assert ADAPTER.segments(None, cloud).tolist() == [-1, -1, -1]
+    for blob, sample, said in ((b"1\n2\n", cloud, "for 3 points"), (b"1\n", TETRAHEDRON, "a mesh")):
+        with pytest.raises(ValueError, match=said):
+            ADAPTER.segments(blob, sample)

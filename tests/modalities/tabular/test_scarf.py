@@ -87,7 +87,7 @@ def test_the_share_at_its_ends_and_what_is_refused() -> None:
     for ratio, count in ((0.0, 0), (1.0, 5)):
         view, whole = fitted(ratio)
         assert int((view(Row(whole, 33), draws(0)).donors != 33).sum()) == count
-    with pytest.raises(ValueError, match=r"view/corrupt_columns: ratio .* did you mean 0\.6"):
+    with pytest.raises(ValueError, match=r"ratio is a share .* did you mean 0\.6"):
         CorruptColumns(ratio=60)
     with pytest.raises(ValueError, match="rows of the train split"):
         CorruptColumns()(Row(table(), 0), draws(0))

@@ -1,0 +1,1 @@
+"""Modalities of this package, one folder each."""

@@ -1,0 +1,1 @@
+"""Time series: several channels sampled at equal steps."""
