@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 # Read when torch is first imported, also by child processes.
-os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "2"
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 # No test reaches the network.
 os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1")
 
@@ -39,8 +40,16 @@ def _fsdp() -> str | None:
     return None if distributed.is_gloo_available() else "this torch was built without gloo"
 
 
+def _export() -> str | None:
+    names = ("onnx", "onnxruntime", "onnxscript", "transformers")
+    lacking = [name for name in names if importlib.util.find_spec(name) is None]
+    return f"{', '.join(lacking)} not installed: pip install 'mmssl[export]'" if lacking else None
+
+
 # Each says what is missing, or None.
-TOOLS: dict[str, Callable[[], str | None]] = {"slurm": _slurm, "browser": _browser, "fsdp": _fsdp}
+TOOLS: dict[str, Callable[[], str | None]] = {
+    "slurm": _slurm, "browser": _browser, "fsdp": _fsdp, "export": _export,
+}  # fmt: skip
 
 
 @functools.cache
@@ -56,6 +65,11 @@ def demanded() -> set[str]:
 def pytest_configure() -> None:
     if unknown := demanded() - TOOLS.keys():
         raise pytest.UsageError(f"{REQUIRE} names {', '.join(sorted(unknown))}; there is: {', '.join(TOOLS)}")
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes make no names: a file made while collecting may hold the second it was made in, and every process collects."""
+    return argname if isinstance(val, bytes) else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
