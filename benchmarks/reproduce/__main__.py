@@ -2,7 +2,8 @@
 
 A job trains through the public interface, scores by its paper's protocol and writes `docs/results/<job>.json`. One that
 is killed starts anew with the next call; one that is done is never run again. `--table` prints what there is, `--grid`
-the grid of modalities and families.
+the grid of modalities and families, `--recipes` every recipe beside random weights, `--siblings` methods beside simpler
+ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "docs" / "results"
-MODULES = ("graph", "tabular", "probes", "grid")
+MODULES = ("graph", "edges", "tabular", "probes", "grid", "recipes", "siblings")
+TABLES = ("grid", "recipes", "siblings")
 Job = Callable[[Path, Path], dict]
 
 
@@ -86,13 +88,13 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where runs are kept")
     parser.add_argument("--list", action="store_true", help="show the jobs, done ones marked")
     parser.add_argument("--table", action="store_true", help="show the results there are")
-    parser.add_argument("--grid", action="store_true", help="show the grid of modalities and families")
+    for word in TABLES:
+        parser.add_argument(f"--{word}", action="store_true", help=f"show the table of {word}")
     said = parser.parse_args()
-    if said.grid:
-        from benchmarks.reproduce import grid
-
-        print(grid.table(RESULTS))
-        return 0
+    for word in TABLES:
+        if getattr(said, word):
+            print(importlib.import_module(f"benchmarks.reproduce.{word}").table(RESULTS))
+            return 0
     if said.table:
         print(table())
         return 0
