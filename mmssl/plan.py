@@ -34,7 +34,7 @@ class LookSpec:
         taps: layers that terms ask the encoder for, collected when the run is built.
         taught_taps: likewise of the teacher.
         asked: what terms ask of the look: `seen`, `whole`, `taught`. Looks that are asked the same share a call.
-        answers: which answers terms ask for, as (head, `seen` or `taught`, pool).
+        answers: which answers terms ask for, as (head, `seen` or `taught`, pool, layer or None).
     """
 
     name: str
@@ -47,7 +47,7 @@ class LookSpec:
     taps: set[str] = field(default_factory=set)
     taught_taps: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
-    answers: set[tuple[str, str, str]] = field(default_factory=set)
+    answers: set[tuple[str, str, str, str | None]] = field(default_factory=set)
 
 
 class Heads:
@@ -135,10 +135,33 @@ class Plan:
         self.looks[look].asked.add(what)
         return self.looks[look]
 
-    def answer(self, look: str, head: str | None, what: str, pool: str) -> int:
-        """Says that a term will ask for `Look.answer(head, what, pool)`; gives its width."""
-        spec, width = self.ask(look, what), self.dims[look] * (2 if pool == "meanmax" else 1)
+    def answer(self, look: str, head: str | None, what: str, pool: str, layer: str | None = None) -> int:
+        """Says that a term will ask for `Look.answer(head, what, pool, layer)`; gives its width."""
+        spec, width = self.ask(look, what), self.dims[look]
+        if layer is not None:
+            (spec.taught_taps if what == "taught" else spec.taps).add(layer)
+            width = getattr(self.networks[look].encoder, "tap_dims", {}).get(layer, width)
+        width *= 2 if pool == "meanmax" else 1
         if head is None:
             return width
-        spec.answers.add((head, what, pool))
+        spec.answers.add((head, what, pool, layer))
         return int(self.head(head, width).dim)  # pyright: ignore[reportArgumentType]  # heads declare `dim`
+
+    def joint(self, head: str, look: str) -> int:
+        """Says that a term will ask for `Look.projected(head)`; gives its width.
+
+        Raises:
+            ValueError: where the head joins looks, and this is none of them, or they have different widths.
+        """
+        made: Any = self.head(head, self.dims[look])
+        joined = self.named(getattr(made, "looks", ()))
+        if joined and look not in joined:
+            raise ValueError(f"heads.{head} joins looks {joined}; look {look!r} is none of them")
+        for other in joined:
+            self.ask(other, "seen")
+            if self.dims[other] != self.dims[look]:
+                raise ValueError(
+                    f"heads.{head} joins looks {joined}, whose encoders are {self.dims[look]} and {self.dims[other]} "
+                    "wide; give them one width"
+                )
+        return int(made.dim)

@@ -58,7 +58,7 @@ class Step:
         self.looks = {name: Look(self, spec) for name, spec in specs.items()}
         self._encoded: dict[tuple[str, str], Tokens] = {}
         self._made: dict[Any, Any] = {}
-        self._answers: dict[tuple[str, str, str, str], Tensor] = {}
+        self._answers: dict[tuple[str, str, str, str, str | None], Tensor] = {}
 
     def __getitem__(self, name: str) -> Look:
         return self.looks[name]
@@ -116,9 +116,9 @@ class Step:
         again: list[Any] = [checkpoint(encoder, part, taps, use_reentrant=False) for part in parts]
         return joined(again)
 
-    def answer(self, look: Look, head: str, what: str, pool: str) -> Tensor:
+    def answer(self, look: Look, head: str, what: str, pool: str, layer: str | None = None) -> Tensor:
         """What a head makes of a look's pooled features; heads that are `joint` see all looks that ask, in one call."""
-        key = (head, what, pool)
+        key = (head, what, pool, layer)
         if (look.spec.name, *key) not in self._answers:
             module = self.heads[head]
             joint = getattr(module, "joint", False)
@@ -126,7 +126,7 @@ class Step:
             if what == "taught" and self.teacher is not None:
                 module = self.teacher.of(module)
             with torch.set_grad_enabled(torch.is_grad_enabled() and what != "taught"):
-                pooled = [one.pooled(what, pool) for one in group]
+                pooled = [one.pooled(what, pool, layer) for one in group]
                 answers = module(pooled[0] if len(pooled) == 1 else torch.cat(pooled))
             for one, rows in zip(group, answers.split([len(x) for x in pooled]), strict=True):
                 self._answers[(one.spec.name, *key)] = rows
@@ -252,13 +252,16 @@ class Look:
         return self._features("seen")
 
     def projected(self, head: str | None) -> Tokens:
-        """`seen` through a head (by name), each token and the prefix too; a head that `mixes` is given all of them."""
+        """`seen` through a head (by name), token by token; one that `mixes` gets all, one with `looks` those of all."""
         seen = self.seen
         if head is None:
             return seen
         if head not in self._projected:
             module = self.step.heads[head]
-            if getattr(module, "mixes", False):
+            if names := getattr(module, "looks", ()):
+                joined = self.step.once((head, "joined"), lambda: module([self.step[name].seen for name in names]))
+                self._projected[head] = dict(zip(names, joined, strict=True))[self.spec.name]
+            elif getattr(module, "mixes", False):
                 self._projected[head] = module(seen)
             else:
                 prefix = None if seen.prefix is None else module(seen.prefix)
@@ -278,18 +281,19 @@ class Look:
         prefix = None if tokens.prefix is None else tokens.prefix.detach()
         return tokens.but(x=None if tokens.x is None else tokens.x.detach(), prefix=prefix, taps=taps)
 
-    def pooled(self, what: str, pool: str) -> Tensor:
+    def pooled(self, what: str, pool: str, layer: str | None = None) -> Tensor:
         """Features of `seen`, `whole` or `taught` as rows (r, d): one per sample, or per valid token with `token`."""
         tokens = self.taught if what == "taught" else self._features(what)
+        tokens = tokens if layer is None else tokens.layer(layer)
         if pool != "token":
             return tokens.pool(pool)
         assert tokens.x is not None
         return tokens.x if tokens.packed else tokens.x.flatten(0, 1) if tokens.valid is None else tokens.x[tokens.valid]
 
-    def answer(self, head: str | None, what: str, pool: str) -> Tensor:
+    def answer(self, head: str | None, what: str, pool: str, layer: str | None = None) -> Tensor:
         """What a head (by name) makes of the pooled features of `seen` or `taught`, (r, o); of the twins if taught."""
         if head is None:
-            return self.pooled(what, pool)
+            return self.pooled(what, pool, layer)
         if what == "taught" and self.step.teacher is None and self._kind("taught") == self._kind("seen"):
-            return self.step.answer(self, head, "seen", pool).detach()
-        return self.step.answer(self, head, what, pool)
+            return self.step.answer(self, head, "seen", pool, layer).detach()
+        return self.step.answer(self, head, what, pool, layer)

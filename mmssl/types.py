@@ -151,6 +151,13 @@ class Tokens:
             condition=self.condition if row is None or self.condition is None else self.condition[row],
         )  # fmt: skip
 
+    def layer(self, name: str) -> Tokens:
+        """The tokens as a layer that was kept gave them: in `x` and `prefix` in place of the output."""
+        tap, n = self.taps[name], self.index.shape[-1]
+        if self.packed or tap.shape[1] == n:
+            return self.but(x=tap, prefix=None)
+        return self.but(x=tap[:, -n:], prefix=tap[:, :-n])
+
     def at(self, query: Tokens, values: Tensor | None = None) -> Tensor:
         """Embeddings at the places of `query`, (b, t, d); every place asked for must be among these tokens.
 

@@ -104,6 +104,24 @@ SWAPPED = {
         | {"loss": {"_target_": "loss/bce"}}
     },
 }
+# two streams that read one another, decoders that read layers, and layers contrasted
+NORMED = {"_target_": "encoder/vit", "dim": 32, "depth": 2, "heads": 4, "class_token": False, "tap_norm": True}
+SKIPS = {"_target_": "predictor/skips", "layers": [1.0, 0.5], "dim": 16, "heads": 2}
+MIDDLE = {
+    "_target_": "term/match", "layer": 0.5, "detach": False, "weight": 0.1, "loss": {"_target_": "loss/clip", "temperature": 0.07}
+}  # fmt: skip
+EXCHANGED = {
+    "views": {"a": [], "b": []},
+    "encoder": NORMED,
+    "streams": {"second": SECOND | {"encoder": NORMED}},
+    "looks": {"a": {}, "b": {"network": "second", "masker": {"_target_": "masker/random", "ratio": 0.5}}},
+    "heads": {"fusion": {"_target_": "head/exchange", "looks": ["a", "b"], "depth": 1, "heads": 4}},
+    "objective": {
+        "first": PIXELS | {"look": "a", "project": "fusion", "predictor": SKIPS},
+        "second": PIXELS | {"look": "b", "project": "fusion", "predictor": SKIPS},
+        "middle": MIDDLE,
+    },
+}
 
 
 def whole(loss, **more):
@@ -168,6 +186,7 @@ CASES = {
     "head/neighbours": latent(
         project="proj", target={"_target_": "target/neighbours", "head": "proj"}
     ) | {"heads": {"proj": {"_target_": "head/neighbours", "heads": 4}}},
+    "head/exchange": EXCHANGED,
     "head/feedforward": match("mse", {"_target_": "head/feedforward", "dim": 8}),
     "teacher/ema": match("mse"),
 }  # fmt: skip

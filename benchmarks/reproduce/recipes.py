@@ -24,7 +24,7 @@ BUDGET: dict[str, list[str]] = {
     "tabular": ["data.batch_size=128", "encoder.depth=2", "trainer.max_epochs=12"],
 }
 # the set that recipes of several streams are decoded from
-STREAMS = {"multimodal/croma": "image", "multimodal/multimae": "image"}
+STREAMS = {"multimodal/croma": "image", "multimodal/hicmae": "video", "multimodal/multimae": "image"}
 # overrides of one recipe; those of the grid's cells hold where nothing stands here
 OWN: dict[str, list[str]] = {
     name: PLAIN for name in ("image/byol", "image/simsiam", "image/barlow", "image/vicreg", "image/mocov3")

@@ -158,9 +158,20 @@ def module(tree: Mapping[str, Any], facts: Mapping[str, Any]) -> SSLModule:
         )
 
 
-def adapter(tree: Mapping[str, Any]) -> Any:
-    """The adapter of the run's modality: all that generic code knows of it."""
-    return make({"_target_": f"modality/{tree['modality']}"}, "modality")
+def adapter(tree: Mapping[str, Any], modality: str | None = None) -> Any:
+    """The adapter of the run's modality, or of another: all that generic code knows of it."""
+    return make({"_target_": f"modality/{modality or tree['modality']}"}, "modality")
+
+
+def others(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The adapters of views whose stream is of another modality than the run, by the views' names."""
+    found = {}
+    for name, look in (tree.get("looks") or {}).items():
+        stream = (tree.get("streams") or {}).get((look or {}).get("network", "main"))
+        modality = (stream or {}).get("modality", tree["modality"])
+        for view in (look or {}).get("views", [name]) if modality != tree["modality"] else ():
+            found[view] = adapter(tree, modality)
+    return found
 
 
 def data(tree: Mapping[str, Any]) -> Any:
@@ -169,4 +180,4 @@ def data(tree: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: for data that cannot be read.
     """
-    return make(tree["data"], "data")(adapter(tree), tree["seed"])
+    return make(tree["data"], "data")(adapter(tree), tree["seed"], others(tree))

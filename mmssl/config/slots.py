@@ -11,7 +11,7 @@ from mmssl.registry import entries, entry, names, suggest
 KEYS = {"run": ("root",), "evaluation": ("protocols", "pool", "limit", "memory_mb", "every_epochs", "online")}
 POOLS = ("mean", "sum", "max", "meanmax", "cls")  # as in mmssl.types, which needs torch
 LOOK = ("views", "masker", "corruptor", "guide", "mask", "network")
-STREAM = ("tokenizer", "encoder", "facts")
+STREAM = ("tokenizer", "encoder", "facts", "modality")
 PARTS = ("tokenizer", "encoder", "masker", "corruptor", "guide", "teacher", "optim", "trainer", "data", "fit")
 
 
@@ -44,7 +44,7 @@ def check_slots(tree: Mapping[str, Any]) -> None:
             raise ConfigError(f"heads.{name} has to be a head: {{_target_: head/mlp, dims: [128]}} (got {head!r})")
     check_streams(tree)
     check_looks(tree)
-    _check_modality(tree, str(tree.get("modality")))
+    _check_modalities(tree)
 
 
 KEEP = ("student", "teacher")
@@ -93,28 +93,48 @@ def check_looks(tree: Mapping[str, Any]) -> None:
             raise ConfigError(f"looks.{name}.mask: there is no look {shared!r}{suggest(shared, looks)}")
 
 
-def _check_modality(node: Any, modality: str, where: str = "") -> None:
-    """Refuses parts that were made for another modality, before any data are read.
+OWN = ("tokenizer", "encoder", "view", "augment", "data")  # slots of the main network, and of what it is scored on
+
+
+def _check_modalities(tree: Mapping[str, Any]) -> None:
+    """Refuses parts that were made for another modality than the run and its streams, before any data are read.
 
     Raises:
-        ConfigError: naming the key, the part and its modality.
+        ConfigError: naming the key, the part and its modality; or a stream's modality that there is not.
     """
+    own, streams = str(tree.get("modality")), tree.get("streams") or {}
+    said = {name: str((stream or {}).get("modality", own)) for name, stream in streams.items()}
+    for name, modality in said.items():
+        if modality != own and f"modality/{modality}" not in entries():
+            near = suggest(modality, [part.partition("/")[2] for part in names("modality")])
+            raise ConfigError(f"streams.{name}.modality: there is no modality {modality!r}{near}")
+        _check_modality(streams[name], (modality,), f"streams.{name}")
+    every = (own, *dict.fromkeys(said.values()))
+    for slot, node in tree.items():
+        if slot == "data":  # a copy of the views, which may end in another modality than they begin with
+            _check_modality({key: value for key, value in node.items() if key != "views"}, (own,), slot)
+        elif slot != "streams":
+            _check_modality(node, (own,) if slot in OWN else every, slot)
+
+
+def _check_modality(node: Any, modalities: tuple[str, ...], where: str) -> None:
     if isinstance(node, list):
         for i, value in enumerate(node):
-            _check_modality(value, modality, f"{where}[{i}]")
+            _check_modality(value, modalities, f"{where}[{i}]")
     if not isinstance(node, dict):
         return
     name = node.get("_target_")
     if name in entries():
         other = made_for(name)
-        if other and other != modality:
-            near = sorted(part for part in names(name.split("/")[0]) if made_for(part) in ("", modality))
+        if other and other not in modalities:
+            near = sorted(part for part in names(name.split("/")[0]) if made_for(part) in ("", *modalities))
+            said = " and ".join(map(repr, dict.fromkeys(modalities)))
             raise ConfigError(
-                f"{where}: {name} is made for modality {other!r}, and this run is of modality {modality!r}; there is "
+                f"{where}: {name} is made for modality {other!r}, and this run is of modality {said}; there is "
                 f"{', '.join(near[:8])}{', ...' if len(near) > 8 else ''}"
             )
     for key, value in node.items():
-        _check_modality(value, modality, f"{where}.{key}" if where else str(key))
+        _check_modality(value, modalities, f"{where}.{key}")
 
 
 def made_for(part: str) -> str:

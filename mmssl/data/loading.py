@@ -11,77 +11,21 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from mmssl.data.derived import Like as Like
+from mmssl.data.derived import Of as Of
+from mmssl.data.derived import Op as Op
+from mmssl.data.derived import check_views as check_views
 from mmssl.data.sampler import EpochBatches
 from mmssl.data.segments import Segments, mover
 from mmssl.data.skipped import Unreadable, try_read
 from mmssl.data.source import Adapter, BadSample, Dataset
 from mmssl.draws import Draws
-from mmssl.registry import register, suggest
 from mmssl.types import View
-
-Op = Callable[[Any, Draws], Any]
 
 # After so many unreadable samples in a row something else is wrong than a few broken files.
 _IN_A_ROW = 100
 # Seconds that workers outlive a request to end.
 _GRACE = 30
-
-
-@register("view/of")
-class Of:
-    """Begins a view with what another view has become, so that both show the same part of a sample (CROMA's sensors).
-
-    It has to be a view's first operation, and the other view has to stand before it.
-
-    Args:
-        name: the other view.
-    """
-
-    def __init__(self, *, name: str) -> None:
-        self.other = name
-
-    def __call__(self, sample: Any, draws: Draws) -> Any:
-        """What the loader hands it, as it is."""
-        return sample
-
-
-@register("view/like")
-class Like:
-    """Begins a view from the sample itself and lets its operations draw what those of another view draw, one by one.
-
-    So the same crop and flip come to two frames of a video (SiamMAE). It has to be a view's first operation, and the
-    other view has to stand before it.
-
-    Args:
-        name: the other view.
-    """
-
-    def __init__(self, *, name: str) -> None:
-        self.other = name
-
-    def __call__(self, sample: Any, draws: Draws) -> Any:
-        """The sample, as it is."""
-        return sample
-
-
-def check_views(views: Mapping[str, Sequence[Op]], where: str = "views") -> None:
-    """Refuses views that begin with one that is not there yet.
-
-    Raises:
-        ValueError: naming the view.
-    """
-    made: list[str] = []
-    for name, ops in views.items():
-        for i, op in enumerate(ops):
-            if not isinstance(op, Of | Like):
-                continue
-            key, part = f"{where}.{name}[{i}]", "view/of" if isinstance(op, Of) else "view/like"
-            if i:
-                raise ValueError(f"{key}: {part} has to be the first operation of its view; put it in front")
-            if op.other not in made:
-                why = "which has to stand before it" if op.other in views else "which there is not"
-                raise ValueError(f"{key}: {part} names view {op.other!r}, {why}{suggest(op.other, made)}")
-        made.append(name)
 
 
 class Batches(torch.utils.data.Dataset[dict[str, Any]]):
@@ -96,6 +40,7 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         replace: an unreadable sample is replaced by the next readable one; else left out.
         repeats: rows of each sample, with draws of their own.
         segments: classes of the samples' elements, which every operation has to move along; None leaves them out.
+        others: adapters of the views that are of another modality than the samples, by the views' names.
     """
 
     def __init__(
@@ -108,9 +53,13 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         replace: bool,
         repeats: int = 1,
         segments: Segments | None = None,
+        others: Mapping[str, Adapter] | None = None,
     ) -> None:
         self.dataset, self.adapter, self.views, self.segments = dataset, adapter, views, segments
         self.seed, self.channels, self.replace, self.repeats = seed, channels, replace, repeats
+        self.adapters = {name: (others or {}).get(name, adapter) for name in views}
+        # what views were on their way, where another one begins with it: (view, operations done)
+        self.stages = {(op.other, op.after) for ops in views.values() for op in ops[:1] if isinstance(op, Of)}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -122,17 +71,18 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
         """The batch of some pairs: one View per name, `id`, `epoch`, `bad`, and `label` and `segments` if any."""
         bad: list[str] = []
+        why: dict[str, str] = {}  # of samples that open, but of which a view cannot be made
         read = [(epoch, *self._read(index, bad)) for epoch, index in pairs]
         found = [(epoch, place, sample) for epoch, place, sample in read if place is not None]
-        made = self._make(found)
+        made = self._make(found, why)
         rows = []
         for (epoch, place, _), views in zip(found, made, strict=True):
-            rows.append((epoch, place, views) if views is not None else self._another(epoch, place, bad))
+            rows.append((epoch, place, views) if views is not None else self._another(epoch, place, bad, why))
         rows = [row for row in rows if row is not None]
         if not rows:
             raise Unreadable(f"data.bad_share: no sample of a batch can be read, {bad[0]} first")
         epoch, index = (torch.tensor([row[i] for row in rows]).repeat_interleave(self.repeats) for i in range(2))
-        batch: dict[str, Any] = {"id": index, "epoch": epoch, "bad": list(dict.fromkeys(bad))}
+        batch: dict[str, Any] = {"id": index, "epoch": epoch, "bad": list(dict.fromkeys(bad)), "why": why}
         if self.repeats > 1:
             batch["copy"] = torch.arange(self.repeats).repeat(len(rows))
         if self.dataset.labels is not None:
@@ -140,8 +90,8 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         if self.segments is not None:
             batch["segments"] = torch.stack([one for row in rows for one in row[2]["segments"]])
         return batch | {
-            name: View(self.adapter.collate([one for row in rows for one in row[2][name]]), self.adapter.name)
-            for name in self.views
+            name: View(adapter.collate([one for row in rows for one in row[2][name]]), adapter.name)
+            for name, adapter in self.adapters.items()
         }
 
     def _read(self, index: int, bad: list[str]) -> tuple[int | None, Any]:
@@ -160,7 +110,9 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
             f"one: {reason}. Check data.root"
         )
 
-    def _another(self, epoch: int, place: int, bad: list[str]) -> tuple[int, int, dict[str, list[Any]]] | None:
+    def _another(
+        self, epoch: int, place: int, bad: list[str], why: dict[str, str]
+    ) -> tuple[int, int, dict[str, list[Any]]] | None:
         """The next sample whose views can be made, in place of one whose views cannot."""
         for _ in range(min(_IN_A_ROW, len(self.dataset))):
             bad.append(self.dataset.name(place))
@@ -169,13 +121,17 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
             found, sample = self._read((place + 1) % len(self.dataset), bad)
             assert found is not None
             place = found
-            views = self._make([(epoch, place, sample)])[0]
+            views = self._make([(epoch, place, sample)], why)[0]
             if views is not None:
                 return epoch, place, views
-        raise Unreadable(f"data.bad_share: no view of {_IN_A_ROW} samples in a row can be made, the last {bad[-1]}")
+        name = self.dataset.name(place)
+        raise Unreadable(
+            f"data.bad_share: no view of {min(_IN_A_ROW, len(self.dataset))} samples in a row can be made, the last is "
+            f"{name}: {why.get(name, 'it opens, but cannot be decoded')}"
+        )
 
-    def _make(self, rows: list[tuple[int, int, Any]]) -> list[dict[str, list[Any]] | None]:
-        """The views of each sample, `repeats` of each; None where a view operation found it unreadable."""
+    def _make(self, rows: list[tuple[int, int, Any]], why: dict[str, str]) -> list[dict[str, list[Any]] | None]:
+        """The views of each sample, `repeats` of each; None where a view operation found it unreadable, and `why`."""
         if not rows:
             return []
         epoch, place = (torch.tensor([row[i] for row in rows]).repeat_interleave(self.repeats) for i in range(2))
@@ -187,26 +143,33 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
             known = ops[0].other if ops and isinstance(ops[0], Like) else name
             first = int(known != name)  # the operation that says so draws nothing
             streams[name] = [draws.named(f"view/{known}/{max(i - first, 0)}").each() for i in range(len(ops))]
-        return [self._views(at, sample, range(i * self.repeats, (i + 1) * self.repeats), streams)
-                for i, (_, at, sample) in enumerate(rows)]  # fmt: skip
+        made: list[dict[str, list[Any]] | None] = []
+        for i, (_, at, sample) in enumerate(rows):
+            try:
+                made.append(self._views(at, sample, range(i * self.repeats, (i + 1) * self.repeats), streams))
+            except BadSample as error:
+                why[self.dataset.name(at)] = str(error)
+                made.append(None)
+        return made
 
     def _views(
         self, place: int, sample: Any, rows: range, streams: Mapping[str, list[list[Draws]]]
-    ) -> dict[str, list[Any]] | None:
+    ) -> dict[str, list[Any]]:
         made: dict[str, list[Any]] = {name: [] for name in [*self.views, "segments"]}
+        kept: dict[tuple[str, int | None], list[Any]] = {stage: [] for stage in self.stages}
         classes = None if self.segments is None else self.segments.of(place, sample)
-        try:
-            for name, ops in self.views.items():
-                other = ops[0].other if ops and isinstance(ops[0], Of) else None
-                for i, row in enumerate(rows):
-                    one, moved = sample if other is None else made[other][i], classes
-                    for op, stream in zip(ops, streams[name], strict=True):
-                        moved = None if moved is None else mover(op)(moved, one, stream[row])
-                        one = op(one, stream[row])
-                    made[name].append(one)
-                    made["segments"].append(moved)
-        except BadSample:
-            return None
+        for name, ops in self.views.items():
+            begun = (ops[0].other, ops[0].after) if ops and isinstance(ops[0], Of) else None
+            for i, row in enumerate(rows):
+                one, moved = sample if begun is None else kept[begun][i], classes
+                for done, (op, stream) in enumerate(zip(ops, streams[name], strict=True), 1):
+                    moved = None if moved is None else mover(op)(moved, one, stream[row])
+                    one = op(one, stream[row])
+                    if (name, done) in kept:
+                        kept[name, done].append(one)
+                made[name].append(one)
+                made["segments"].append(moved)
+            kept[name, None] = made[name]
         return made
 
 

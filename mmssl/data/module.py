@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -34,6 +34,7 @@ class Data(lightning.LightningDataModule):
     Args:
         adapter: the modality.
         seed: the run's seed.
+        others: adapters of training views of another modality, by the views' names.
         source: called with the adapter, gives the splits.
         views: operations of each training view by its name; `view/of` begins one with what an earlier one became.
         view: operations of the one view that evaluation uses, named `x`.
@@ -57,6 +58,7 @@ class Data(lightning.LightningDataModule):
         self,
         adapter: Adapter,
         seed: int,
+        others: Mapping[str, Adapter] | None = None,
         *,
         source: Callable[[Adapter], Source],
         views: dict[str, Sequence[Op]],
@@ -83,7 +85,7 @@ class Data(lightning.LightningDataModule):
             raise ValueError(f"data.bad_share has to be at least 0 and below 1 (got {bad_share})")
         check_views(views)
         check_views({"x": view}, "view")
-        self.adapter, self.seed, self.source = adapter, seed, source(adapter)
+        self.adapter, self.others, self.seed, self.source = adapter, dict(others or {}), seed, source(adapter)
         self.repeats, self.full, self._said = repeats, batch_size == "full", batch_size
         self.drop_last = drop_last
         self.views, self.view = {name: list(ops) for name, ops in views.items()}, list(view)
@@ -152,14 +154,9 @@ class Data(lightning.LightningDataModule):
             of each), `fingerprint` (changes with the data, not with their place).
         """
         if self._facts is None:
-            facts = self.adapter.facts(self._measured()) | {
-                "size": self.size,
-                "classes": self.splits["train"].classes,
-                "samples": len(self.splits["train"]),
-                "splits": {name: len(dataset) for name, dataset in self.splits.items()},
-                "fingerprint": self.fingerprint,
-            }
-            self.use(facts)
+            train, sizes = self.splits["train"], {name: len(dataset) for name, dataset in self.splits.items()}
+            facts = {"size": self.size, "classes": train.classes, "samples": len(train), "splits": sizes}
+            self.use(self.adapter.facts(self._measured()) | facts | {"fingerprint": self.fingerprint})
         assert self._facts is not None
         return self._facts
 
@@ -224,7 +221,6 @@ class Data(lightning.LightningDataModule):
                 f"data.batch_size={self.batch_size} is larger than the train split, which has {len(dataset)} samples; "
                 f"set data.batch_size to at most {len(dataset)}"
             )
-        self._fit()
         rank, world, accumulate = self._share
         left, parts = len(dataset) % self.batch_size, world * accumulate
         if not self.drop_last and 0 < left < parts:
@@ -237,8 +233,8 @@ class Data(lightning.LightningDataModule):
             drop_last=self.drop_last, ordered=getattr(self.splits["train"], "order", None),
         )  # fmt: skip
         sampler.set_start(*self._start)
-        batches = Batches(dataset, self.adapter, self.views, self.seed, self.channels, True, self.repeats)
-        return Loader(batches, sampler, partial(self._note, "train"), workers(self.workers, dataset), keep_workers=True)
+        count = workers(self.workers, dataset)
+        return Loader(self._batches(), sampler, partial(self._note, "train"), count, keep_workers=True)
 
     def chosen(self, split: str, limit: int | None = None) -> torch.Tensor:
         """The samples of a split that evaluation reads, ascending: all, or so many at random but always the same."""
@@ -256,8 +252,11 @@ class Data(lightning.LightningDataModule):
 
     def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
         """The training batch of some (epoch, index) pairs, made here and now."""
-        dataset, views = self.dataset("train"), self._fit()
-        return Batches(dataset, self.adapter, views, self.seed, self.channels, True, self.repeats).__getitems__(pairs)
+        return self._batches().__getitems__(pairs)
+
+    def _batches(self) -> Batches:
+        given = (self.seed, self.channels, True, self.repeats, None, self.others)
+        return Batches(self.dataset("train"), self.adapter, self._fit(), *given)
 
     def eval_loader(
         self, split: str, limit: int | None = None, view: str | None = None, copies: int = 1, segments: bool = False
@@ -284,7 +283,8 @@ class Data(lightning.LightningDataModule):
         plan = [[(0, i) for i in part.tolist()] for part in self.chosen(split, limit).split(size)]
         ops = {"x": self.view if view is None else self._fit()[view]}
         classes = getattr(self.splits[split], "segments", None) if segments else None
-        batches = Batches(dataset, self.adapter, ops, _EVAL_SEED, self.channels, False, copies, classes)
+        adapter = self.others.get(view or "", self.adapter)
+        batches = Batches(dataset, self.adapter, ops, _EVAL_SEED, self.channels, False, copies, classes, {"x": adapter})
         return Loader(batches, plan, partial(self._note, split), workers(self.workers, dataset), keep_workers=False)
 
     def _fit(self) -> dict[str, list[Op]]:
@@ -296,4 +296,4 @@ class Data(lightning.LightningDataModule):
         return self.views
 
     def _note(self, split: str, batch: dict[str, Any]) -> None:
-        self._skipped.note(split, self.dataset(split), batch["id"], batch["bad"])
+        self._skipped.note(split, self.dataset(split), batch["id"], batch["bad"], batch["why"])

@@ -22,6 +22,7 @@ from torch import Tensor
 from mmssl.data.source import BadSample, Dataset
 
 _log = logging.getLogger(__name__)
+_FORMAT = 2  # of what is kept: notes of samples say more than they did
 
 
 @runtime_checkable
@@ -104,8 +105,8 @@ class Decoded:
 def keep_lazy(dataset: Dataset, some: list[Lazy], limit_mb: int, base: Path) -> Dataset:
     """The data set decoded, where it fits into `limit_mb` MiB; else, or where nothing can be written, the one given.
 
-    What was decoded before is taken from the files `base`.u8 and `base`.json. Samples that cannot be decoded stay away
-    and are listed; they do not spoil the rest.
+    What was decoded before is taken from files that begin with `base`. Samples that cannot be decoded stay away and are
+    listed; they do not spoil the rest.
 
     Args:
         dataset: the data set.
@@ -113,7 +114,8 @@ def keep_lazy(dataset: Dataset, some: list[Lazy], limit_mb: int, base: Path) -> 
         limit_mb: largest size of all decoded samples in MiB.
         base: where the files go, without suffix.
     """
-    values, table, unfit = (base.with_suffix(suffix) for suffix in (".u8", ".json", f".{limit_mb}.unfit"))
+    suffixes = (f".{_FORMAT}.u8", f".{_FORMAT}.json", f".{limit_mb}.unfit")
+    values, table, unfit = (base.with_suffix(suffix) for suffix in suffixes)
     limit = limit_mb * 2**20
     if not table.exists() or not values.exists():
         if unfit.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,15 +42,17 @@ class Skipped:
         self._seen: set[tuple[str, str]] = set()
         self._read: dict[str, Tensor] = {}
         self._total = 0
-        self._first: tuple[Dataset, str] | None = None
+        self._first: tuple[Dataset, str, str | None] | None = None
 
     @property
     def names(self) -> list[str]:
         """The unreadable samples of the whole run."""
         return list(dict.fromkeys([*self.earlier, *self._names])) if self.earlier else self._names
 
-    def note(self, split: str, dataset: Dataset, good: Tensor, bad: list[str]) -> None:
-        """Takes note of samples read, by index, and of others that could not be, by name.
+    def note(
+        self, split: str, dataset: Dataset, good: Tensor, bad: list[str], why: Mapping[str, str] | None = None
+    ) -> None:
+        """Takes note of samples read, by index, and of others that could not be, by name; `why` views found them so.
 
         Raises:
             Unreadable: where the share is passed by more than chance explains, after at least 20 distinct samples.
@@ -61,7 +64,7 @@ class Skipped:
         new = [name for name in bad if (split, name) not in self._seen]
         self._seen.update((split, name) for name in new)
         self._names.extend(new)
-        self._first = self._first or next(((dataset, name) for name in new), None)
+        self._first = self._first or next(((dataset, name, (why or {}).get(name)) for name in new), None)
         if self._first is None:
             return
         total = self._total + len(self._names)
@@ -69,11 +72,11 @@ class Skipped:
         # Three standard deviations of a draw without replacement: nothing once all samples are read.
         unread = 1 - total / sum(len(flags) for flags in self._read.values())
         if total >= _ENOUGH and len(self._names) > expected + 3 * math.sqrt(expected * max(0.0, unread)):
-            dataset, name = self._first
+            dataset, name, reason = self._first
             place = next(i for i in range(len(dataset)) if dataset.name(i) == name)
+            reason = reason or try_read(dataset, place)[1] or "it opens, but cannot be decoded"
             raise Unreadable(
                 f"data.bad_share={self.share}: {len(self._names)} of {total} samples cannot be read: "
                 f"{', '.join(self._names[:5])}{', ...' if len(self._names) > 5 else ''}. The reason for {name}: "
-                f"{try_read(dataset, place)[1] or 'it opens, but cannot be decoded'}. Repair or remove them, or raise "
-                "data.bad_share"
+                f"{reason}. Repair or remove them, or raise data.bad_share"
             )

@@ -14,17 +14,18 @@ from mmssl.nn.positions import SinCos
 from mmssl.registry import register
 from mmssl.types import Tokens, TokenSpec
 
-ORDERS = {"cross": ("cross", "mlp", "own"), "own": ("own", "cross", "mlp")}
+ORDERS = {"cross": ("cross", "mlp", "own"), "own": ("own", "cross", "mlp"), "both": ("cross", "own", "mlp")}
 
 
 class MemoryBlock(nn.Module):
-    """Cross-attention to a memory, self-attention and an MLP, each with a residual sum, in either order.
+    """Cross-attention to a memory, self-attention and an MLP, each with a residual sum, in one of three orders.
 
     Args:
         dim: width of queries and memory.
         heads: attention heads.
         hidden: hidden width of the MLP.
-        first: which attention comes first: `cross` (then MLP, then self-attention) or `own` (then cross, then MLP).
+        first: which attention comes first: `cross` (then MLP, then self-attention), `own` (then cross, then MLP) or
+            `both` (cross, then self-attention, then MLP).
         norm: `post`, behind each residual sum, or `pre`, in front of each branch and of the memory.
         dropout: of attention and of every branch.
         eps: epsilon of the layer norms.
@@ -85,8 +86,8 @@ class CrossView(nn.Module):
         dim: width of the decoder.
         depth: number of blocks.
         heads: attention heads.
-        first: which attention comes first in a block: `cross`, then MLP, then self-attention; or `own`, then cross,
-            then MLP.
+        first: which attention comes first in a block: `cross`, then MLP, then self-attention; `own`, then cross, then
+            MLP; or `both`: cross, then self-attention, then MLP.
         norm: `post`, behind each residual sum, or `pre`, in front of each branch and of the memory.
         memory_position: whether positions are added to the memory.
         position: position embedding, called as (spec, dim); class tokens get zeros.
@@ -121,8 +122,8 @@ class CrossView(nn.Module):
             raise ValueError(f"predictor.heads={heads} does not divide predictor.dim={dim}; choose a divisor of {dim}")
         if first not in ORDERS or norm not in ("pre", "post"):
             raise ValueError(
-                f"predictor.first has to be 'own' or 'cross', and predictor.norm 'pre' or 'post' (got {first!r} and "
-                f"{norm!r})"
+                f"predictor.first has to be 'own', 'cross' or 'both', and predictor.norm 'pre' or 'post' (got "
+                f"{first!r} and {norm!r})"
             )
         make = partial(MemoryBlock, dim, heads, int(dim * mlp_ratio), first, norm, dropout, norm_eps)
         self.embed, self.position, self.memory_position = nn.Linear(width, dim), position(spec, dim), memory_position
@@ -141,8 +142,8 @@ class CrossView(nn.Module):
         mask = self.mask_token.expand(*query.index.shape, -1) + self.position(query)
         x = torch.cat([self._known(seen, positions=True), mask.to(self.head.weight.dtype)], 1)
         read = self._known(memory, positions=self.memory_position)
-        padding = _padding([seen, query], x.shape[1])
-        hollow = _padding([memory], read.shape[1])
+        padding = padding_of([seen, query], x.shape[1])
+        hollow = padding_of([memory], read.shape[1])
         for block in self.blocks:
             x = block(x, read, padding, hollow, asked if block is self.blocks[-1] else None)
         return self.head(self.norm(x[:, -asked:]))
@@ -155,7 +156,7 @@ class CrossView(nn.Module):
         return x if seen.prefix is None else torch.cat([self.embed(seen.prefix), x], 1)
 
 
-def _padding(parts: list[Tokens], length: int) -> Tensor | None:
+def padding_of(parts: list[Tokens], length: int) -> Tensor | None:
     """True where tokens that stand one behind the other are padding, (r, length); None where nothing is."""
     if all(part.valid is None for part in parts):
         return None

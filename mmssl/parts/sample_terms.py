@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmssl import ranks
 from mmssl.parts.regions import request
+from mmssl.parts.targets import layer_name
 from mmssl.registry import register
 from mmssl.step import Look, Plan, Step
 
@@ -95,6 +96,8 @@ class Match(nn.Module):
         target: what gives features to match in place of the teacher, for instance `target/frozen`; null for none.
         normalize: applied to targets, called as (width); null for none.
         pool: how tokens become answers: mean, max, cls, ...; `token` for one answer per token.
+        layer: the encoders' layer whose tokens answer: a name such as `block.3`, or the share of blocks below it
+            (HiCMAE); null for the output.
         detach: whether targets carry no gradient; else the target is the other look's own answer, and both move (CLIP).
         weight: factor of this term in the objective.
 
@@ -115,6 +118,7 @@ class Match(nn.Module):
         target: Callable[..., nn.Module] | None = None,
         normalize: Callable[[int], nn.Module] | None = None,
         pool: str = "mean",
+        layer: str | float | None = None,
         detach: bool = True,
         weight: float = 1.0,
     ) -> None:
@@ -124,7 +128,8 @@ class Match(nn.Module):
             raise ValueError("a term's `detach: false` trains the targets too, but a `target` is never trained")
         self.loss, self.pool, self.detach, self.weight = loss, pool, detach, weight
         self.looks, self.targets = plan.named(looks), plan.named(looks if targets is None else targets)
-        self.heads = heads_of([*self.looks, *(self.targets if target is None else ())], head)
+        everyone = [*self.looks, *(self.targets if target is None else ())]
+        self.heads = heads_of(everyone, head)
         if pairs not in ("cross", "same", "all"):
             raise ValueError(f"a term's `pairs` has to be cross, same or all (got {pairs!r})")
         keep: dict[str, Callable[[str, str], bool]] = {
@@ -133,10 +138,11 @@ class Match(nn.Module):
         self.pairs = [(q, v) for v in self.looks for q in self.targets if keep[pairs](q, v)]
         if not self.pairs:
             raise ValueError(f"pairs={pairs} leaves no pair of looks {self.looks} and targets {self.targets}")
-        widths = {plan.answer(name, self.heads[name], "seen", pool) for name in self.looks}
+        self.layers = {name: None if layer is None else layer_name(layer, plan.taps[name]) for name in everyone}
+        widths = {plan.answer(name, self.heads[name], "seen", pool, self.layers[name]) for name in self.looks}
         if target is None:
             what, self.target = "taught" if detach else "seen", None
-            goals = {plan.answer(name, self.heads[name], what, pool) for name in self.targets}
+            goals = {plan.answer(name, self.heads[name], what, pool, self.layers[name]) for name in self.targets}
         else:
             self.target = target(plan, self.targets[0])
             request(plan, self.targets, self.target)
@@ -153,19 +159,20 @@ class Match(nn.Module):
         self.compares = hasattr(loss, "chance")  # such a loss finds the target among those of all samples
         self.signals: dict[str, Tensor] = {}
 
+    def _answer(self, step: Step, name: str, what: str) -> Tensor:
+        return step[name].answer(self.heads[name], what, self.pool, self.layers[name])
+
     def _answers(self, step: Step) -> dict[str, Tensor]:
         """The answers of every look, (r, o)."""
-        found = {name: step[name].answer(self.heads[name], "seen", self.pool) for name in self.looks}
+        found = {name: self._answer(step, name, "seen") for name in self.looks}
         if self.predictor is None:
             return found
         return {name: self.predictor(answer) for name, answer in found.items()}
 
     def _targets(self, step: Step) -> dict[str, Tensor]:
         """The targets of every look, (b, o), normalised."""
-        if not self.detach:
-            raw = [step[name].answer(self.heads[name], "seen", self.pool) for name in self.targets]
-        elif self.target is None:
-            raw = [step[name].answer(self.heads[name], "taught", self.pool) for name in self.targets]
+        if self.target is None:
+            raw = [self._answer(step, name, "taught" if self.detach else "seen") for name in self.targets]
         else:
             raw = [self.target.pooled(step[name], self.pool) for name in self.targets]  # pyright: ignore[reportCallIssue]
         if self.normalize is None:

@@ -46,7 +46,7 @@ class Predict(nn.Module):
             seen.
         head: name of a head behind the predictor, whose twin stands behind the target too (iBOT); null for none.
         project: name of a head between the encoder and the predictor (Latent MIM, DMT-JEPA), whose twin targets name
-            themselves; null for none.
+            themselves; it may join the tokens of several looks (`head/exchange`). Null for none.
         normalize: applied to targets, called as (width), for instance `norm/layer`; null for none.
         at: which tokens: `hidden` (the masker's targets), `visible`, `all`, or `kept`, those that the encoder gave
             (encoder/pruned); or a list of them, each averaged on its own and all of them summed (ReMasker: `[hidden,
@@ -101,7 +101,7 @@ class Predict(nn.Module):
         wide = int(self.target.dim)  # pyright: ignore[reportArgumentType]  # targets declare `dim`
         width, self.project = plan.dims[first], project
         if project is not None:
-            width = int(plan.head(project, width).dim)  # pyright: ignore[reportArgumentType]  # heads declare `dim`
+            width = max([plan.joint(project, name) for name in self.looks])  # one head has one width
         sizes = (plan.specs[first], width, wide, plan.taps[first])
         self.predictor = None if predictor is None else predictor(*sizes)
         check_borrowed(plan, of, self.predictor)

@@ -144,11 +144,12 @@ def preview(data: Any, module: Any, out: Path, count: int = 6) -> Path:
         restore = getattr(look.network.tokenizer, "restore", None)
         if restore is None:
             continue
-        columns.append([adapter.picture(sample) for sample in restore(look.tokens, None)])
+        shown = data.others.get(spec.views[0], adapter)
+        columns.append([shown.picture(sample) for sample in restore(look.tokens, None)])
         titles.append(f"view {'+'.join(spec.views)}")
         if spec.masker is not None or spec.mask:
             visible = first_mask(look)
-            columns.append([adapter.picture(sample) for sample in restore(look.tokens, visible)])
+            columns.append([shown.picture(sample) for sample in restore(look.tokens, visible)])
             titles.append(f"look {name}: {float(look.mask.hidden.float().mean()):.0%} hidden")
     rows = min(map(len, columns))
     sheet = pictures.grid([column[row] for row in range(rows) for column in columns], len(columns))

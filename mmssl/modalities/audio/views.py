@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -33,6 +34,36 @@ class Resample:
     def __call__(self, sample: Wave, draws: Draws) -> Wave:
         """Returns the recording at the rate."""
         return resample(sample, self.rate)
+
+
+@register("view/sound")
+class SoundOf:
+    """The sound of what another view has chosen, such as a span of a video (HiCMAE); nothing is drawn.
+
+    Operations on recordings follow. It stands behind `view/of`, for instance `[{_target_: view/of, name: x, after: 1},
+    {_target_: view/sound}]` where view x begins with `view/span`.
+
+    Args:
+        channels: 1 mixes all channels to one by their mean; null keeps them.
+
+    Raises:
+        ValueError: for another number; when called, for what has no sound.
+    """
+
+    def __init__(self, *, channels: int | None = 1) -> None:
+        if channels not in (None, 1):
+            raise ValueError(f"view/sound: channels is 1, to mix them, or null, to keep them (got {channels})")
+        self.mixes = channels == 1
+
+    def __call__(self, sample: Any, draws: Draws) -> Wave:
+        """Returns the recording."""
+        if not callable(getattr(sample, "sound", None)):
+            raise ValueError(
+                f"view/sound hears what another view has chosen (got {type(sample).__name__}); begin the view with "
+                "{_target_: view/of, name: x, after: 1}, and view x with view/span"
+            )
+        data, rate = sample.sound()
+        return Wave(data.mean(0, keepdim=True) if self.mixes else data, rate)
 
 
 @register("view/crop_audio")

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmssl.data.source import BadSample
 from mmssl.modalities.video.clips import Clip, convert, open_arrays, open_folder, shrunk
 from mmssl.modalities.video.decoding import open_video
+from mmssl.modalities.video.spans import Span
 from mmssl.registry import register
 
 # Frames of a video that the baseline, the facts and a picture look at.
@@ -74,8 +75,11 @@ class Video:
         Raises:
             ValueError: where no frames were chosen yet, or shapes differ, with the key to set.
         """
-        if any(isinstance(sample, Clip) for sample in samples):
-            raise ValueError("data.views and data.view of videos have to begin with view/clip, which chooses frames")
+        if any(isinstance(sample, Clip | Span) for sample in samples):
+            raise ValueError(
+                "data.views and data.view of videos have to begin with view/clip, which chooses frames, or with "
+                "view/span and view/frames"
+            )
         shapes = sorted({tuple(sample.shape) for sample in samples})
         if len(shapes) == 1:
             return torch.stack(list(samples))

@@ -4,36 +4,51 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmssl.data.source import BadSample
+from mmssl.modalities.video.sounds import from_note
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 # Frames per second of what carries no clock: folders of frames, and arrays without `fps`.
 RATE = 30.0
 
 
+class Sound(Protocol):
+    """What gives the sound of frames, see `mmssl.modalities.video.sounds`."""
+
+    def __call__(self, clip: Clip, first: int, last: int) -> tuple[Tensor, int]:
+        """From the beginning of a frame to the end of another: float32 (c, n), and samples per second."""
+        ...
+
+    def note(self) -> dict[str, Any]:
+        """Plain values that bring it back."""
+        ...
+
+
 @dataclass(frozen=True)
 class Clip:
-    """A video whose frames are decoded only when they are asked for.
+    """A video whose frames and sound are decoded only when they are asked for.
 
     Args:
         count: number of frames.
         fps: frames per second, on average.
         fetch: decodes frames: distinct indices in ascending order to uint8 (t, c, h, w); BadSample where it cannot.
+        sound: gives the sound of frames; None where the video has none.
     """
 
     count: int
     fps: float
     fetch: Callable[[list[int]], Tensor]
+    sound: Sound | None = None
 
     def frames(self, indices: Sequence[int]) -> Tensor:
         """Frames by their place in the video, in any order, also several times.
@@ -52,6 +67,21 @@ class Clip:
         slot = {index: place for place, index in enumerate(wanted)}
         return decoded[[slot[index] for index in indices]]
 
+    def heard(self, first: int, last: int) -> tuple[Tensor, int]:
+        """The sound from the beginning of frame `first` to the end of frame `last`, float32 (c, n), and its rate.
+
+        Raises:
+            BadSample: where the video has no sound, or it cannot be decoded.
+        """
+        assert 0 <= first <= last < self.count, f"a video of {self.count} frames has no {first} to {last}"
+        if self.sound is None:
+            raise BadSample(
+                "the video has no sound, which a view asks for (view/sound); leave such videos out of data.root, take "
+                "a recipe of pictures alone such as video/videomae, or set "
+                "data.source.sound._target_=sound/of_pictures for a sound that is made of the pictures"
+            )
+        return self.sound(self, first, last)
+
     def size(self) -> int:
         """Bytes of all frames, from the size of the first one."""
         return self.count * self.frames([0]).numel()
@@ -62,16 +92,21 @@ class Clip:
 
     def note(self) -> dict[str, Any]:
         """What has to be kept beside the decoded frames: see `over`."""
-        return {"fps": self.fps}
+        return {"fps": self.fps} | ({} if self.sound is None else {"sound": self.sound.note()})
 
     @classmethod
     def over(cls, frames: np.ndarray, note: Mapping[str, Any]) -> Clip:
         """The clip of decoded frames (n, c, h, w) uint8, which may be mapped into memory."""
-        return cls(len(frames), float(note.get("fps", RATE)), partial(_copied, frames))
+        fps, sound = float(note.get("fps", RATE)), from_note(note.get("sound"))
+        return cls(len(frames), fps, partial(_copied, frames), sound)
 
     def to_channels(self, channels: int) -> Clip:
         """The same video with another number of channels."""
-        return Clip(self.count, self.fps, partial(_converted, self.fetch, channels))
+        return replace(self, fetch=partial(_converted, self.fetch, channels))
+
+    def sounding(self, sound: Sound | None) -> Clip:
+        """The same video, with this sound where it has none of its own."""
+        return self if self.sound is not None else replace(self, sound=sound)
 
 
 def _copied(array: np.ndarray, wanted: list[int]) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mmssl.data.source import BadSample, stat
 from mmssl.modalities.video.clips import RATE, Clip
+from mmssl.modalities.video.sounds import Track
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -40,6 +41,8 @@ class Index:
         keys: numbers of the frames that decoding can start from, ascending.
         fps: frames per second, on average.
         size: height and width in pixels.
+        tick: seconds that times count.
+        sounds: whether the file has a sound track.
     """
 
     count: int
@@ -47,6 +50,17 @@ class Index:
     keys: np.ndarray
     fps: float
     size: tuple[int, int]
+    tick: float = 0.0
+    sounds: bool = False
+
+    def seconds(self, first: int, last: int) -> tuple[float, float]:
+        """When frame `first` begins and frame `last` ends."""
+        if self.times is None:
+            return first / self.fps, (last + 1) / self.fps
+        ends = (
+            self.times[last] * self.tick + 1 / self.fps if last + 1 == self.count else self.times[last + 1] * self.tick
+        )
+        return float(self.times[first] * self.tick), float(ends)
 
 
 def open_video(file: Path | bytes, side: int | None = None) -> Clip:
@@ -59,12 +73,18 @@ def open_video(file: Path | bytes, side: int | None = None) -> Clip:
     Raises:
         ValueError: where this is no video, or it holds no frames.
     """
-    index = _index(file) if isinstance(file, bytes) else _indexed(str(file), *stat(file))
+    index = indexed(file)
     height, width = index.size
     if side is not None and min(height, width) > side:
         short = min(height, width)
         height, width = int(side * height / short), int(side * width / short)
-    return Clip(index.count, index.fps, partial(_fetch, file, index, (height, width)))
+    fetch = partial(_fetch, file, index, (height, width))
+    return Clip(index.count, index.fps, fetch, Track(file) if index.sounds else None)
+
+
+def indexed(file: Path | bytes) -> Index:
+    """The index of a file or of content, read again only where the file has changed; ValueError for no video."""
+    return _index(file) if isinstance(file, bytes) else _indexed(str(file), *stat(file))
 
 
 @lru_cache(8192)
@@ -73,7 +93,8 @@ def _indexed(path: str, size: int, changed: int) -> Index:
     return _index(Path(path))
 
 
-def _opened(file: Path | bytes) -> InputContainer:
+def opened(file: Path | bytes) -> InputContainer:
+    """A file or its content, open for reading."""
     import av
 
     return av.open(BytesIO(file) if isinstance(file, bytes) else str(file), "r")
@@ -83,7 +104,7 @@ def _index(file: Path | bytes) -> Index:
     from av.error import FFmpegError
 
     try:
-        with _opened(file) as container:
+        with opened(file) as container:
             if not container.streams.video:
                 raise ValueError("the file holds no video stream")
             stream = container.streams.video[0]
@@ -95,6 +116,7 @@ def _index(file: Path | bytes) -> Index:
             rate = float(stream.average_rate or 0) or RATE
             context = stream.codec_context
             size = context.height, context.width
+            tick, sounds = float(stream.time_base or 0), bool(container.streams.audio)
             starts = np.array([packet.is_keyframe for packet in packets], dtype=bool)[order]
     except FFmpegError as error:
         raise ValueError(f"not a readable video ({_reason(error)})") from error
@@ -102,7 +124,7 @@ def _index(file: Path | bytes) -> Index:
         raise ValueError("the video holds no frames")
     times = times[order]
     known = known and bool((np.diff(times) > 0).all()) and bool(starts[0])
-    return Index(len(times), times if known else None, np.flatnonzero(starts), rate, size)
+    return Index(len(times), times if known else None, np.flatnonzero(starts), rate, size, tick, sounds)
 
 
 def _reason(error: Any) -> str:
@@ -132,7 +154,7 @@ def _pick(
 
     reformatter, found = VideoReformatter(), []
     groups = [wanted] if not seek else _runs(index, wanted)
-    with _opened(file) as container:
+    with opened(file) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # loaders have workers; threads of decoders would fight over their cores
         for group in groups:

@@ -48,40 +48,6 @@ class Separable(nn.Module):
         return space[tokens.index % places] + time[tokens.index // places]
 
 
-@register("position/sincos_flat")
-class SinCosFlat(nn.Module):
-    """A fixed 1-D sinusoid of the token's number in row-major order (VideoMAE): sine and cosine take turns.
-
-    Column j of token i is sin or cos (j even or odd) of i / 10000^(2 floor(j / 2) / dim).
-
-    Args:
-        spec: sizes of the tokens.
-        dim: width, even.
-
-    Raises:
-        ValueError: for an odd width.
-    """
-
-    table: Tensor
-
-    def __init__(self, spec: TokenSpec, dim: int) -> None:
-        super().__init__()
-        if dim % 2:
-            raise ValueError(f"dim={dim} has to be even for sine-cosine positions")
-        self.dim = dim
-        self.register_buffer("table", self._values(torch.arange(spec.length or 0)), persistent=False)
-
-    def _values(self, index: Tensor) -> Tensor:
-        wave = 10000.0 ** (-torch.arange(0, self.dim, 2, dtype=torch.float64, device=index.device) / self.dim)
-        angle = index.unsqueeze(-1).double() * wave
-        return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2).float()
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        """Embeddings of the tokens' places, (b, n, dim)."""
-        known = tokens.grid is not None and tokens.length <= len(self.table)
-        return self.table[tokens.index] if known else self._values(tokens.index)
-
-
 @register("position/sincos_plane")
 class SinCosPlane(nn.Module):
     """Fixed sine-cosine positions of row and column alone, as in images: frames of a clip are not told apart (SiamMAE).

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmssl.data.folder import arranged, walk
 from mmssl.data.source import Adapter, Dataset, Files, digest, find_root, stat
 from mmssl.modalities.video.adapter import Video
-from mmssl.modalities.video.clips import PICTURES
+from mmssl.modalities.video.clips import PICTURES, Clip, Sound
 from mmssl.registry import register
 
 
 class Videos(Files):
     """Videos below a folder: each a file, or a folder of pictures that are its frames."""
+
+    sound: Sound | None = None  # of videos that have none of their own
+
+    def read(self, i: int) -> Clip:
+        """Opens the i-th video."""
+        return super().read(i).sounding(self.sound)
 
     def fingerprint(self) -> str:
         """Digest of names and sizes, of the frames too."""
@@ -25,7 +31,8 @@ class Videos(Files):
         """Digest of the folder, names, sizes, times of change and of how large frames may be."""
         files = (f"{name}:{stat(self.folder / name)}" for name in self._files())
         side = getattr(self.adapter, "side", None)
-        return digest([self.adapter.name, str(side), str(self.folder.resolve()), *files])
+        sound = "" if self.sound is None else str(self.sound.note())
+        return digest([self.adapter.name, str(side), str(self.folder.resolve()), sound, *files])
 
     def _files(self) -> Iterator[str]:
         for name in map(self.name, range(len(self))):
@@ -50,16 +57,17 @@ class VideoFolder:
             decoded cache keeps (`data.memory_mb`); null leaves them as they are.
         test_share: share of each class that becomes the test split.
         labels: false takes subfolders as mere order, true refuses data without classes, null finds out.
+        sound: the sound of videos that have none of their own, such as `sound/of_pictures`; null for none.
     """
 
     def __init__(
         self, adapter: Adapter, *, root: str, cache_side: int | None = None, test_share: float = 0.1,
-        labels: bool | None = None,
+        labels: bool | None = None, sound: Sound | None = None,
     ) -> None:  # fmt: skip
         if cache_side is not None and cache_side < 1:
             raise ValueError(f"data.source.cache_side is in pixels and has to be at least 1 (got {cache_side})")
         self.adapter = adapter if cache_side is None else Video(side=cache_side)
-        self.root, self.test_share, self.labels = root, test_share, labels
+        self.root, self.test_share, self.labels, self.sound = root, test_share, labels, sound
 
     def splits(self) -> dict[str, Dataset]:
         """Data sets by split.
@@ -71,27 +79,34 @@ class VideoFolder:
         if not root.is_dir():
             raise ValueError(f"data.root={self.root} is a file, not a folder; for a table of files use data=manifest")
         names = _scan(root, self.adapter.extensions)
-        return arranged(names, root, partial(Videos, self.adapter), self.test_share, self.labels)
+        return arranged(names, root, self._opened, self.test_share, self.labels)
+
+    def _opened(self, *args: Any) -> Videos:
+        made = Videos(self.adapter, *args)
+        made.sound = self.sound
+        return made
 
 
 @register("source/video_sample")
 class VideoSample:
     """The sample shipped with mmssl: 100 training and 60 test clips of the Surveillance Camera Fight Dataset.
 
-    Real clips of about two seconds, with a fight or without; no source video is in both splits.
+    Real clips of about two seconds, with a fight or without; no source video is in both splits. They have no sound.
 
     Args:
         adapter: the video modality.
         cache_side: longest short side in pixels of what is read and kept; the files have 96.
+        sound: the sound that they are given, such as `sound/of_pictures`, where a view asks for one; null for none.
     """
 
-    def __init__(self, adapter: Adapter, *, cache_side: int | None = 64) -> None:
-        self.adapter, self.cache_side = adapter, cache_side
+    def __init__(self, adapter: Adapter, *, cache_side: int | None = 64, sound: Sound | None = None) -> None:
+        self.adapter, self.cache_side, self.sound = adapter, cache_side, sound
 
     def splits(self) -> dict[str, Dataset]:
         """Train and test."""
         folder = Path(__file__).parent / "sample"
-        return VideoFolder(self.adapter, root=str(folder), cache_side=self.cache_side, labels=True).splits()
+        said = {"cache_side": self.cache_side, "labels": True, "sound": self.sound}
+        return VideoFolder(self.adapter, root=str(folder), **said).splits()
 
 
 def _scan(root: Path, extensions: tuple[str, ...]) -> list[str]:

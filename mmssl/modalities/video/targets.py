@@ -32,6 +32,8 @@ class Frames(nn.Module):
         normalize: `joint`: each token is standardised by mean and unbiased variance over all its values, with 1e-6
             added to the variance (MAE, MAE-ST); `channel`: each colour of each token on its own, on pixels in [0, 1],
             with 1e-6 added to the deviation (VideoMAE); `none`.
+        changes: whether, once normalised, every frame of a tubelet but its first becomes what it differs from the first
+            in (HiCMAE).
 
     Raises:
         ValueError: for an unknown `normalize`, tokens that are no tubelets, or more frames than a tubelet has.
@@ -39,7 +41,9 @@ class Frames(nn.Module):
 
     offsets: Tensor
 
-    def __init__(self, plan: Plan, look: str, *, per_tubelet: int | None = None, normalize: str = "joint") -> None:
+    def __init__(
+        self, plan: Plan, look: str, *, per_tubelet: int | None = None, normalize: str = "joint", changes: bool = False
+    ) -> None:
         super().__init__()
         spec = plan.specs[look]
         if normalize not in ("joint", "channel", "none"):
@@ -54,6 +58,7 @@ class Frames(nn.Module):
                 f"{tubelet}, or null for all"
             )
         self.normalize, self.tubelet, self.channels, self.own = normalize, tubelet, spec.channels, own
+        self.changes = changes
         self.places = spec.grid[1] * spec.grid[2]
         self.dim = self.own * math.prod(spec.cell[1:]) * spec.channels
         frames = torch.tensor(chosen_frames(slices * tubelet, slices * own)).reshape(slices, self.own)
@@ -78,6 +83,10 @@ class Frames(nn.Module):
     @torch.no_grad()
     def forward(self, look: Look, query: Tokens) -> Tensor:
         """Values of the tokens asked for, (r, t, own * p * p * c)."""
+        values = self._normalized(look, query)
+        return self._shifted(values, -1.0) if self.changes else values
+
+    def _normalized(self, look: Look, query: Tokens) -> Tensor:
         values = self._chosen(query)
         if self.normalize == "none":
             return values
@@ -88,12 +97,19 @@ class Frames(nn.Module):
         variance, mean = torch.var_mean(pixels, dim=-2, keepdim=True)
         return ((pixels - mean) / (variance.sqrt() + 1e-6)).flatten(-2)
 
+    def _shifted(self, values: Tensor, factor: float) -> Tensor:
+        """Values whose frames but the first have a multiple of the first one added."""
+        frames = values.unflatten(-1, (self.own, -1))
+        first = frames[..., :1, :]
+        return torch.cat([first, frames[..., 1:, :] + factor * first], -2).flatten(-2)
+
     def restore(self, query: Tokens, prediction: Tensor) -> Tensor:
         """Predictions in the units of raw values, for pictures: undoes the standardisation with the tokens' own.
 
         Frames that are not predicted show the nearest one of the tubelet that is.
         """
         values = self._chosen(query)
+        prediction = self._shifted(prediction, 1.0) if self.changes else prediction
         if self.normalize == "joint":
             variance, mean = torch.var_mean(values, dim=-1, keepdim=True)
             prediction = prediction * torch.sqrt(variance + 1e-6) + mean

@@ -96,6 +96,7 @@ class ViT(nn.Module):
         drop_path: stochastic depth at the last block, rising linearly from 0.
         layer_scale: initial value of layer-scale, None for none.
         final_norm: whether a LayerNorm ends the encoder (CrossMAE reads the layers before it).
+        tap_norm: whether what blocks give goes through that norm, too, where it is kept as a layer (HiCMAE).
         init: `xavier` (MAE), `trunc_normal` (ViT) or `beit` (that, with output matrices divided by sqrt(2 l), as in
             BEiT and I-JEPA).
 
@@ -122,6 +123,7 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         final_norm: bool = True,
+        tap_norm: bool = False,
         init: str = "xavier",
     ) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ class ViT(nn.Module):
             raise ValueError(f"encoder.heads={heads} does not divide encoder.dim={dim}; choose a divisor of {dim}")
         if init not in ("xavier", "trunc_normal", "beit"):
             raise ValueError(f"encoder.init has to be 'xavier', 'trunc_normal' or 'beit' (got {init!r})")
-        self.dim, self.depth, self.position_every = dim, depth, position_every
+        self.dim, self.depth, self.position_every, self.tap_norm = dim, depth, position_every, tap_norm
         self.tap_names = tap_names(depth) + ffn_names(depth) + qkv_names(depth)
         self.position = position(spec, dim)
         count = int(class_token) + registers
@@ -166,6 +168,8 @@ class ViT(nn.Module):
         x, count, position = self._placed(tokens)
         add = nn.functional.pad(position, (0, 0, count, 0)) if self.position_every else None
         x, kept = walk(self.blocks, x, taps, add, attn_mask=key_mask(tokens, count))
+        if self.tap_norm:
+            kept = {name: self.norm(tap) if name.startswith("block.") else tap for name, tap in kept.items()}
         x = self.norm(x)
         return tokens.but(x=x[:, count:], prefix=x[:, :count] if count else None, taps=kept)
 

@@ -97,6 +97,32 @@ def test_restore_undoes_it(normalize, own):
     torch.testing.assert_close(frames, own.unsqueeze(2).expand_as(frames), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("normalize", ["joint", "channel", "none"])
+@pytest.mark.parametrize("tubelet", [2, 4])
+def test_frames_as_what_differs_from_the_first(normalize, tubelet):
+    """HiCMAE's: of the normalised clip, put together again, every frame less the first one of its tubelet."""
+    tokenizer = TubeletTokenizer(FACTS, size=16, frames=8, tubelet=tubelet, patch=8)
+    tokens = tokenizer(View(clips(), "video"))
+    plain, part = target(tokenizer, normalize=normalize), target(tokenizer, normalize=normalize, changes=True)
+    values, made = plain(look(tokenizer), tokens), part(look(tokenizer), tokens)
+    video = (
+        values.reshape(2, 8 // tubelet, 2, 2, tubelet, 8, 8, 3).permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(2, 8, 3, 16, 16)
+    )
+    wanted = video.clone()
+    for i in range(8):
+        if i % tubelet:
+            wanted[:, i] = video[:, i] - video[:, i - i % tubelet]
+    torch.testing.assert_close(made, patches(wanted, tubelet, 8), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(part.restore(tokens, made), tokens.raw, atol=1e-4, rtol=1e-3)
+
+
+def test_a_still_clip_predicted_as_nothing():
+    tokenizer = TubeletTokenizer(FACTS, size=32, frames=16)
+    still = clips(1, 1, 32).expand(-1, 16, -1, -1, -1)
+    made = target(tokenizer, normalize="channel", changes=True)(look(tokenizer), tokenizer(View(still, "video")))
+    assert float(made.square().mean()) == pytest.approx(511 / 512 / 2, abs=2e-5)
+
+
 def test_no_gradient():
     tokenizer = TubeletTokenizer(FACTS, size=16, frames=8, patch=8)
     tokens = tokenizer(View(clips(), "video"))

@@ -6,9 +6,10 @@ import torch
 
 from mmssl.draws import Draws
 from mmssl.modalities.video.maskers import Slices, Tube
-from mmssl.modalities.video.positions import Separable, SinCosFlat
+from mmssl.modalities.video.positions import Separable
 from mmssl.modalities.video.tokenizer import TubeletTokenizer
 from mmssl.parts.maskers import Random
+from mmssl.parts.positions import SinCosFlat
 from mmssl.types import Tokens, TokenSpec, View
 
 FACTS = {"channels": 3, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
