@@ -180,4 +180,7 @@ def data(tree: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: for data that cannot be read.
     """
-    return make(tree["data"], "data")(adapter(tree), tree["seed"], others(tree))
+    made = make(tree["data"], "data")(adapter(tree), tree["seed"])
+    if found := others(tree):
+        made.others = found
+    return made

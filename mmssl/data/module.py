@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -34,7 +34,6 @@ class Data(lightning.LightningDataModule):
     Args:
         adapter: the modality.
         seed: the run's seed.
-        others: adapters of training views of another modality, by the views' names.
         source: called with the adapter, gives the splits.
         views: operations of each training view by its name; `view/of` begins one with what an earlier one became.
         view: operations of the one view that evaluation uses, named `x`.
@@ -58,7 +57,6 @@ class Data(lightning.LightningDataModule):
         self,
         adapter: Adapter,
         seed: int,
-        others: Mapping[str, Adapter] | None = None,
         *,
         source: Callable[[Adapter], Source],
         views: dict[str, Sequence[Op]],
@@ -85,7 +83,8 @@ class Data(lightning.LightningDataModule):
             raise ValueError(f"data.bad_share has to be at least 0 and below 1 (got {bad_share})")
         check_views(views)
         check_views({"x": view}, "view")
-        self.adapter, self.others, self.seed, self.source = adapter, dict(others or {}), seed, source(adapter)
+        self.adapter, self.seed, self.source = adapter, seed, source(adapter)
+        self.others: dict[str, Adapter] = {}  # of training views of another modality, by their names
         self.repeats, self.full, self._said = repeats, batch_size == "full", batch_size
         self.drop_last = drop_last
         self.views, self.view = {name: list(ops) for name, ops in views.items()}, list(view)

@@ -144,7 +144,7 @@ def preview(data: Any, module: Any, out: Path, count: int = 6) -> Path:
         restore = getattr(look.network.tokenizer, "restore", None)
         if restore is None:
             continue
-        shown = data.others.get(spec.views[0], adapter)
+        shown = getattr(data, "others", {}).get(spec.views[0], adapter)
         columns.append([shown.picture(sample) for sample in restore(look.tokens, None)])
         titles.append(f"view {'+'.join(spec.views)}")
         if spec.masker is not None or spec.mask:

@@ -136,7 +136,7 @@ def test_bad_input_is_refused():
     part = module(objective={"pixels": PIXELS | {"predictor": VIEW}})
     with pytest.raises(ValueError, match=r"predictor/cross_view reads a second look.*memory: LOOK"):
         part.objective["pixels"](part.begin(batch()))
-    with pytest.raises(ConfigError, match=r"predictor\.first has to be 'own' or 'cross'.*'self'"):
+    with pytest.raises(ConfigError, match=r"predictor\.first has to be 'own', 'cross' or 'both'.*'self'"):
         module(**SECOND, objective={"pixels": PIXELS | {"predictor": VIEW | {"first": "self"}, "memory": "y"}})
     with pytest.raises(ConfigError, match=r"predictor\.heads=3 does not divide predictor\.dim=16"):
         module(**SECOND, objective={"pixels": PIXELS | {"predictor": VIEW | {"heads": 3}, "memory": "y"}})

@@ -208,7 +208,9 @@ def data(root, memory_mb=64, **more):
         "source": lambda adapter: VideoFolder(adapter, root=str(root), test_share=0.0), "views": views(),
         "view": [ClipView(frames=8, stride=2, at=0.5)], "batch_size": 4, "channels": 3, "workers": 0,
     }  # fmt: skip
-    return Data(Video(), 3, {"sound": Audio()}, memory_mb=memory_mb, **(said | more))
+    made = Data(Video(), 3, memory_mb=memory_mb, **(said | more))
+    made.others = {"sound": Audio()}
+    return made
 
 
 def films(root, count=6):
