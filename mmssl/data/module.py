@@ -29,7 +29,8 @@ class Data(lightning.LightningDataModule):
     """Reads a source and makes the batches of training and evaluation.
 
     A training batch is a dict of one `View` per view, `id` and `epoch` (b,) int64, `label` (b,) int64 where there are
-    labels, and `bad`, names of samples that could not be read and were replaced by the next readable one.
+    labels, `bad`, names of samples that could not be read and were replaced by the next readable one, and `why`, what
+    views said of those that open.
 
     Args:
         adapter: the modality.

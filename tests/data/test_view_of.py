@@ -34,6 +34,15 @@ def test_a_view_goes_on_from_another(tmp_path, repeats):
         assert not torch.equal(made["a"].data[0], made["a"].data[1])
 
 
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_view_goes_on_from_what_another_was_on_its_way(tmp_path, repeats):
+    root = classes(tmp_path / "d")
+    views = {"a": [jitter, double, double], "b": [Of(name="a", after=1)], "c": [Of(name="a", after=3), double]}
+    made = batch(root, views, repeats=repeats)
+    assert torch.equal(made["a"].data, made["b"].data * 4) and torch.equal(made["c"].data, made["a"].data * 2)
+    assert torch.equal(made["a"].data, batch(root, {"a": views["a"]}, repeats=repeats)["a"].data)
+
+
 def test_other_views_do_not_notice(tmp_path):
     root = classes(tmp_path / "d")
     alone = batch(root, {"a": [jitter]})
