@@ -41,6 +41,7 @@ OWN: dict[str, list[str]] = {
     "video/videomae_v2": ["masker.masker.ratio=0.75", "data.repeats=1"],
     "video/adamae": ["masker.ratio=0.9", "objective.sampling.weight=1e-3"],
     "video/siammae": ["data.repeats=2", "trainer.max_epochs=40"],
+    "audio/hubert": ["trainer.max_epochs=3"],
     "audio/wav2vec2": ["trainer.max_epochs=8"],
     "audio/bird_mae": ["trainer.max_epochs=8"],
     "graph/scgc": ["trainer.max_epochs=50"],
