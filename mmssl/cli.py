@@ -29,6 +29,11 @@ Runs:      runs [DIR]                            report RUN ... [out=FILE.html]
 --json prints exactly one object on standard output. Any argument of any part is a key: masker.ratio=0.6.
 `mmssl list recipes` shows what can be trained, `mmssl doc PART` what a part takes."""
 
+# flags that only some verbs take
+TAKEN = {
+    "-m": ("pretrain",), "--multirun": ("pretrain",), "--trust": ("finetune", "evaluate", "embed", "export"),
+}  # fmt: skip
+
 
 def main(argv: list[str] | None = None) -> int:
     """The console command.
@@ -55,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if unknown := [flag for flag in flags if flag not in ("--json", "-m", "--multirun", "--trust")]:
             raise Usage(f"there is no flag {unknown[0]!r}{suggest(unknown[0], ['--json', '-m', '--trust'])}")
+        for flag, verbs in TAKEN.items():
+            if flag in flags and verb not in verbs:
+                raise Usage(f"`{verb}` takes no {flag}, which is for {', '.join(verbs)}")
         code = VERBS[verb](rest, flags) or 0
         sys.stdout.flush()
         return code

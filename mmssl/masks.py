@@ -76,3 +76,10 @@ def places(flags: Tensor, count: int | None) -> tuple[Tensor, Tensor | None]:
     longest = int(per_row.max())
     valid = torch.arange(longest, device=flags.device) < per_row.unsqueeze(-1)
     return order[..., :longest], None if bool(valid.all()) else valid
+
+
+def ordinal(score: Tensor, descending: bool = False) -> Tensor:
+    """The place of each number in the order of its row (last axis), from 0, int64; equal ones keep their order."""
+    order = torch.argsort(score, dim=-1, descending=descending, stable=True)
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)  # cheaper than to sort the order once more

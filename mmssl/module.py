@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mmssl import ranks
 from mmssl.nn.network import Network
 from mmssl.nn.sharding import shard
 from mmssl.parts.optim import Optim
@@ -64,13 +65,12 @@ class SSLModule(lightning.LightningModule):
             raise ValueError(f"keep has to be 'student', or 'teacher' in a run with a teacher (got {keep!r})")
         self.networks = nn.ModuleDict(networks)
         self.corruptors = nn.ModuleDict({n: s.corruptor for n, s in looks.items() if s.corruptor is not None})
-        self.looks, self.optim, self.batch_size, self.seed, self.keep = looks, optim, batch_size, seed, keep
-        self.teacher = teacher
+        self.looks, self.optim, self.batch_size, self.seed = looks, optim, batch_size, seed
+        self.keep, self.teacher = keep, teacher
         for name, network in self.networks.items():
             self._twin(name, network)
         made = Heads(heads or {}, self._twin)
-        self.heads = made.made
-        self.chunk = chunk
+        self.heads, self.chunk = made.made, chunk
         if chunk is not None and not all(network.joins for network in networks.values()):
             raise ValueError("trainer.chunk: an encoder with batch norm cannot be computed in chunks; set it to null")
         plan = Plan(
@@ -142,9 +142,7 @@ class SSLModule(lightning.LightningModule):
         sizes = [value.numel() for value in told]
         dtype = torch.promote_types(sums[0].dtype, torch.float32)
         everyone = torch.cat([value.detach().reshape(-1).to(dtype) for value in told])
-        world = 1
-        if dist.is_available() and dist.is_initialized():
-            world = dist.get_world_size()
+        if (world := ranks.world()) > 1:
             dist.all_reduce(everyone)  # the one message of a step beside the gradients
         known = everyone.split(sizes)
         k = len(sums)
@@ -176,6 +174,9 @@ class SSLModule(lightning.LightningModule):
         if self.teacher is not None and self.teacher.when == "after":
             self.teacher.follow(progress)
 
+    def optimizer_zero_grad(self, *args: Any) -> None:
+        """Does nothing: a step begins without gradients, as the one before forgot its own."""
+
     def configure_model(self) -> None:
         """Shares weights out among ranks where the strategy has a mesh (trainer.strategy=fsdp)."""
         if self.device_mesh is not None:
@@ -195,6 +196,5 @@ class SSLModule(lightning.LightningModule):
         self.optim.freeze(optimizer, self.progress)
         if self.optim.clip_each and self.optim.clip is not None:
             self.optim.clip_apart(optimizer)
-            return
-        if self.optim.clip is not None:
+        elif self.optim.clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip, gradient_clip_algorithm="norm")

@@ -59,6 +59,8 @@ REFUSED = [
     (["pretrain", "image/mae", "optim.base_lr=1e-4"], "Exactly one of optim.lr"),
     (["pretrain", "image/mae", "data=folder"], "data.root"),
     (["pretrain", "image/mae", "--jsn"], "did you mean '--json'?"),
+    (["plan", "image/mae", "-m", "data=sample"], "`plan` takes no -m, which is for pretrain"),
+    (["pretrain", "image/mae", "--trust"], "`pretrain` takes no --trust, which is for finetune, evaluate, embed"),
     (["evaluate", "no/such/run"], "neither a run's directory"),
     (["list", "maskrs"], "did you mean 'maskers'?"),
     (["doc", "masker/randm"], "did you mean 'masker/random'?"),

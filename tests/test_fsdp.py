@@ -188,10 +188,22 @@ def test_two_ranks_train_what_one_trains(home, name):
 
 @pytest.mark.parametrize("kind", MIXED)
 def test_mixed_precision_is_the_same_under_both_strategies(home, kind):
+    """From the same weights the same loss; then float32 sums in another order may round to another bfloat16.
+
+    What both differ by stays below half of what the narrow type takes them away from exact arithmetic.
+    """
+    exact = fitted("swapped", 1, 0, "auto")
     for there in found(home, 2):
         ddp, fsdp = (there[f"{word} {kind}"] for word in ("ddp", "fsdp"))
-        assert fsdp["losses"] == pytest.approx(ddp["losses"], rel=1e-5)
-        same(ddp["end"]["model"], fsdp["end"]["model"], 1e-5)
+        assert fsdp["losses"][0] == pytest.approx(ddp["losses"][0], rel=1e-6)
+        for whole_of in (lambda run: torch.tensor(run["losses"], dtype=torch.float64), weights):
+            apart = (whole_of(fsdp) - whole_of(ddp)).norm()
+            assert apart <= (whole_of(ddp) - whole_of(exact)).norm() / 2
+        assert all(fsdp["end"]["model"][key].dtype == value.dtype for key, value in ddp["end"]["model"].items())
+
+
+def weights(run):
+    return torch.cat([value.double().flatten() for value in run["end"]["model"].values()])
 
 
 @pytest.mark.parametrize("world", [1, 3, 4])

@@ -162,6 +162,14 @@ def test_it_goes_on_with_other_accumulation(mae, runs):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_keys_of_any_depth_are_changed():
+    tree = {"trainer": {"max_steps": 3}, "data": {"source": {"copies": None, "storage": None}}}
+    for word in ("trainer.max_steps=5", "data.source.copies=/fast", "data.source.storage.anon=true"):
+        resume._change(tree, word)
+    assert tree["trainer"] == {"max_steps": 5}
+    assert tree["data"] == {"source": {"copies": "/fast", "storage": {"anon": True}}}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

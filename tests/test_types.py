@@ -7,7 +7,7 @@ import torch
 
 from mmssl.config import slots
 from mmssl.joining import concat
-from mmssl.masks import Mask, places
+from mmssl.masks import Mask, ordinal, places
 from mmssl.types import POOLS, Tokens, TokenSpec, View
 from tests.small import tokens
 
@@ -194,6 +194,17 @@ def test_places_pads_to_the_longest():
     assert valid.tolist() == [[True, True, True], [True, False, False], [False, False, False]]
     assert index[0].tolist() == [0, 2, 3] and int(index[1, 0]) == 2
     assert all(len(set(row)) == 3 for row in index.tolist())
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("shape", [(0,), (7,), (3, 9), (2, 3, 5)])
+def test_ordinal_counts_what_comes_before(shape, descending):
+    """The numbers that come before, and the equal ones that stand in front: few values, so that many are equal."""
+    score = torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(0)).float()
+    row, other = score.unsqueeze(-1), score.unsqueeze(-2)
+    first = torch.ones(shape[-1], shape[-1]).tril(-1).bool()
+    wanted = ((other > row) if descending else (other < row)) | ((other == row) & first)
+    assert torch.equal(ordinal(score, descending), wanted.sum(-1))
 
 
 def test_mask_indices_come_from_its_flags():

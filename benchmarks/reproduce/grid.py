@@ -18,7 +18,7 @@ import json
 import os
 import shlex
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 
@@ -181,9 +181,15 @@ def _run(modality: str, family: str, seed: int, data: Path, runs: Path) -> dict:
     return small_run(recipe, modality, own, seed, data, runs)
 
 
-def small_run(recipe: str, modality: str, own: list[str], seed: int, data: Path, runs: Path) -> dict:
-    """Trains and scores a recipe on the set of a modality, as small as the sample makes it; what it came to."""
-    name, folder, shared = SETS[modality]
+def small_run(
+    recipe: str, modality: str, own: list[str], seed: int, data: Path, runs: Path, without: Container[str] = ()
+) -> dict:
+    """Trains and scores a recipe on the set of a modality, as small as the sample makes it; what it came to.
+
+    `without` are keys of the set's overrides that a recipe does not have.
+    """
+    name, folder, every = SETS[modality]
+    shared = [one for one in every if one.split("=")[0] not in without]
     # the sample's preset makes every recipe small
     said = [f"data={name}", f"data.root={data.resolve() / folder}", "data.preset=${sample_preset}", *shared, *own]
     before = os.times()

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.reproduce.grid import CELLS, PLAIN, SETS, small_run
+from benchmarks.reproduce.siblings import GROUPS
 from mmssl.config.files import describe, recipes
 
 # what all recipes of a modality are given on top of the set's own
@@ -25,9 +26,38 @@ BUDGET: dict[str, list[str]] = {
 }
 # the set that recipes of several streams are decoded from
 STREAMS = {"multimodal/croma": "image", "multimodal/hicmae": "video", "multimodal/multimae": "image"}
-# overrides of one recipe; those of the grid's cells hold where nothing stands here
+FEW = ["trainer.max_steps=300"]
+FINE = ["tokenizer.patch=4", "trainer.max_steps=300"]
+# overrides of one recipe: most shorten what costs more than others, or ask for more hidden or finer patches where the
+# paper's share of a 196-patch image is too easy or too coarse on one of 16 patches
 OWN: dict[str, list[str]] = {
-    name: PLAIN for name in ("image/byol", "image/simsiam", "image/barlow", "image/vicreg", "image/mocov3")
+    **{f"image/{name}": PLAIN for name in ("byol", "simsiam", "barlow", "vicreg", "mocov3")},
+    **{f"image/{name}": FINE for name in ("ropim", "a2mim", "localmim", "dmjd", "umd", "lut")},
+    **{f"image/{name}": FEW for name in ("attmask", "dino", "ibot", "dinov2", "swav", "spark", "spark_convnext")},
+    "image/latent_mim": ["masker.ratio=0.75"],
+    "image/capi": ["encoder.drop_path=0.0", "masker.predict=0.3"],
+    "image/mfm": ["corruptor.radius=4"],
+    "multimodal/multimae": FINE,
+    "video/videomae_v2": ["masker.masker.ratio=0.75", "data.repeats=1"],
+    "video/adamae": ["masker.ratio=0.9", "objective.sampling.weight=1e-3"],
+    "video/siammae": ["data.repeats=2", "trainer.max_epochs=40"],
+    "audio/hubert": ["trainer.max_epochs=3"],
+    "audio/wav2vec2": ["trainer.max_epochs=8"],
+    "audio/bird_mae": ["trainer.max_epochs=8"],
+    "graph/scgc": ["trainer.max_epochs=50"],
+    "tabular/vime": ["trainer.max_epochs=20"],
+    "tabular/scarf_correlated": ["trainer.max_epochs=15"],
+}
+# timm's networks have their own sizes
+CONVOLUTIONAL = ("image/spark", "image/spark_convnext", "image/a2mim_resnet")
+SIZELESS = ("encoder.depth",)
+# what distils is given a masked autoencoder trained by us, where the paper has CLIP or another that cannot be had here
+TAUGHT: dict[str, list[str]] = {
+    "image/maskalign": ["guide.network"],
+    "image/hybrid_distill": ["objective.relations.target.network", "objective.features.target.network"],
+    "image/vqkd": ["objective.features.target.network"],
+    "image/maskdistill": ["objective.features.target.network"],
+    "image/dmae": ["objective.features.target.network"],
 }
 
 
@@ -36,26 +66,54 @@ def modality(recipe: str) -> str:
     return STREAMS.get(recipe, describe(recipe)["modality"])
 
 
-def jobs() -> dict[str, Callable[[Path, Path], dict]]:
-    """One of every recipe, by `recipe-<modality>-<name>/<set>/seed0`."""
-    return {
-        f"recipe-{name.replace('/', '-')}/{SETS[modality(name)][0]}/seed0": partial(_run, name) for name in recipes()
+def elsewhere() -> dict[str, str]:
+    """Recipes that are trained as small for another table, with the job whose result counts here."""
+    found = {
+        recipe: f"sibling-{group}-{recipe.split('/')[1]}/{SETS[kind][0]}/seed0"
+        for group, (kind, _, simpler, others) in GROUPS.items()
+        for recipe in (simpler, *others)
     }
+    return found | {
+        recipe: f"grid-{kind}-{family}/{SETS[kind][0]}/seed0"
+        for kind, cells in CELLS.items()
+        for family, (recipe, _) in cells.items()
+    }
+
+
+def jobs() -> dict[str, Callable[[Path, Path], dict]]:
+    """One of every recipe that is in no other table, by `recipe-<modality>-<name>/<set>/seed0`."""
+    return {_name(recipe): partial(_run, recipe) for recipe in recipes() if recipe not in elsewhere()}
+
+
+def _name(recipe: str) -> str:
+    return f"recipe-{recipe.replace('/', '-')}/{SETS[modality(recipe)][0]}/seed0"
 
 
 def _run(recipe: str, data: Path, runs: Path) -> dict:
     kind = modality(recipe)
-    cells = {name: own for name, own in CELLS[kind].values()}
-    own = OWN.get(recipe, cells.get(recipe, []))
-    only = "evaluation.protocols.knn=null"
-    return small_run(recipe, kind, [only, *BUDGET[kind], *own], 0, data, runs)
+    said = ["evaluation.protocols.knn=null", *BUDGET[kind], *OWN.get(recipe, [])]
+    for key in TAUGHT.get(recipe, []):
+        said += [f"{key}._target_=network/run", f"{key}.path={_teacher(data, runs)}"]
+    return small_run(recipe, kind, said, 0, data, runs, SIZELESS if recipe in CONVOLUTIONAL else ())
+
+
+def _teacher(data: Path, runs: Path) -> Path:
+    """The run of a masked autoencoder, as small as the students; trained when the first of them asks."""
+    folder = runs.parents[2] / "teacher"
+    for file in folder.rglob("summary.json"):
+        if json.loads(file.read_text())["status"] == "completed":
+            return file.parent.resolve()
+    small_run("image/mae", "image", BUDGET["image"], 0, data, folder)
+    return _teacher(data, runs)
 
 
 def table(results: Path) -> str:
     """Loss at the first row and the last, the linear probe beside random weights, verdict and time, in Markdown."""
     lines = ["| recipe | set | loss | linear | random weights | above | verdict | CPU s |", "|---" * 8 + "|"]
+    others = elsewhere()
     for name in recipes():
-        for file in sorted((results / f"recipe-{name.replace('/', '-')}").glob("*/seed0.json")):
+        file = results / f"{others.get(name) or _name(name)}.json"
+        if file.exists():
             one = json.loads(file.read_text())
             score, loss = one["eval"]["linear"], one["train"]
             low, high = score["ci95"]

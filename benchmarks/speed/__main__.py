@@ -16,7 +16,7 @@ from typing import Any
 OUT = Path(__file__).parents[2] / "docs" / "results" / "speed"
 NAMES = (
     "mae", "videomae", "ijepa", "audio_mae", "points", "point_mae", "graphmae", "remasker", "small", "startup",
-    "jpeg_folder", "multicrop", "wav_folder", "clips", "scaling",
+    "jpeg_folder", "multicrop", "wav_folder", "clips", "whole_run", "scaling",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def one(name: str, given: argparse.Namespace) -> dict[str, Any] | None:
     try:
         arguments = [given.data] if getattr(part, "DATA", False) else []
         if hasattr(part, "measure"):
-            found = part.measure(given.pairs)
+            found = part.measure(given.pairs, *arguments)
         else:
             made = part.make(*arguments)
             with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +111,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--data", type=Path, help="folder of the data of graphmae and remasker")
+    parser.add_argument("--data", type=Path, help="folder of the data of graphmae, remasker and whole_run")
     parser.add_argument("--write", action="store_true", help="keep the results in docs/results/speed/")
     parser.add_argument("--again", action="store_true", help="measure what is kept already, too")
     parser.add_argument(

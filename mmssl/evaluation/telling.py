@@ -30,7 +30,7 @@ def table(block: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def compared(encoders: Sequence[Mapping[str, Any]], differences: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Several encoders as aligned plain text: their scores, then every pair whose difference is more than noise.
+    """Several encoders as aligned plain text: their scores, each above its baselines, then every pair.
 
     Args:
         encoders: `name` and `eval` of each.
@@ -38,13 +38,15 @@ def compared(encoders: Sequence[Mapping[str, Any]], differences: Mapping[str, Se
     """
     names = list(dict.fromkeys(name for one in encoders for name, _ in _rows(one["eval"])))
     metrics = {name: entry["metric"] for one in encoders for name, entry in _rows(one["eval"])}
-    lines = [("encoder", *(f"{name} ({metrics[name]})" for name in names))]
+    lines = [("encoder", *(f"  {name} ({metrics[name]})" for name in names))]
     for one in encoders:
         known = dict(_rows(one["eval"]))
-        lines.append(
-            (one["name"], *(number(known[n]["value"], known[n]["ci95"]) if n in known else "-" for n in names))
-        )
-    text = ["\n".join(aligned(lines)), "95 % intervals. Pairs, by the paired bootstrap over the same test samples:"]
+        scores = (f"  {number(known[n]['value'], known[n]['ci95'])}" if n in known else "  -" for n in names)
+        lines.append((one["name"], *scores))
+        for base in dict.fromkeys(name for entry in known.values() for name in baselines(entry)):
+            beside = (_cell(known[n], base) if n in known else "" for n in names)
+            lines.append((f"  {base.replace('_', ' ')}", *beside))
+    text = ["\n".join(aligned(lines)), f"{LEGEND}. Pairs, likewise:"]
     for name, pairs in differences.items():
         for pair in pairs:
             said = "within noise" if pair["within_noise"] else f"{pair['better']} is better"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmssl import ranks
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.parts.block_maskers import check_range, rectangles, two_axes
 from mmssl.parts.maskers import check_ratio
 from mmssl.registry import register
@@ -117,7 +118,7 @@ class BEiTBlocks:
         if self.fill != "none":
             # blocks first, chance within: the count cuts some off, or reaches into the rest
             rank = torch.where(hidden, 0.0, 1.0) + draws.named("rest").uniform(n)
-            place = torch.argsort(torch.argsort(rank, dim=1, stable=True), dim=1)
+            place = ordinal(rank)
             hidden = place < count.unsqueeze(1)
         hidden = hidden.to(tokens.raw.device)
         if tokens.valid is not None:
@@ -159,6 +160,6 @@ def spread(draws: Draws, rows: int, *, share: float = 0.5, low: float = 0.1, hig
     u = draws.uniform(2)
     everyone, first = ranks.gather(u[:, 0].contiguous()), ranks.offset(rows, u.device)
     masked = int(len(everyone) * share)
-    turn = torch.argsort(torch.argsort(everyone, stable=True), stable=True)[first : first + rows]
+    turn = ordinal(everyone)[first : first + rows]
     ratio = low + (high - low) * (turn + u[:, 1]) / max(masked, 1)
     return torch.where(turn < masked, ratio, 0.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl import ranks
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.parts.maskers import fewest
 from mmssl.plan import Masker
 from mmssl.registry import register
@@ -228,7 +229,7 @@ class InverseBlocks:
 
     def _ragged(self, rank: Tensor, valid: Tensor) -> Mask:
         """Each sample keeps its share of its own valid tokens; padding is neither visible nor asked for."""
-        place = torch.argsort(torch.argsort(rank.masked_fill(~valid, 3.0), dim=1, stable=True), dim=1)
+        place = ordinal(rank.masked_fill(~valid, 3.0))
         table = torch.tensor([int(n * self.keep) for n in range(valid.shape[1] + 1)], device=valid.device)
         visible = place < table[valid.sum(1)].unsqueeze(1)
         return Mask(visible, (~visible & valid).unsqueeze(1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.parts.maskers import check_ratio, fewest
 from mmssl.parts.norms import Schedule, at
 from mmssl.parts.schedules import linear
@@ -58,7 +59,7 @@ class Guided:
         n = score.shape[1]
         keep = int(n * (1 - self.ratio))
         hard = int((n - keep) * at(self.share, progress))
-        place = torch.argsort(torch.argsort(score, dim=1, descending=True, stable=True), dim=1)
+        place = ordinal(score, descending=True)
         order = draws.uniform(n).to(score.device).masked_fill(place < hard, 2.0)
         visible = fewest(order, keep)
         return Mask(visible, ~visible.unsqueeze(1), None, keep, n - keep)
@@ -99,11 +100,11 @@ class Attended:
         n = score.shape[1]
         low, high = self.ratio
         ratio = low + (high - low) * draws.named("ratio").batch().uniform(1)[0, 0].double().to(score.device)
-        place = torch.argsort(torch.argsort(score, dim=1, descending=self.hide != "low", stable=True), dim=1)
+        place = ordinal(score, descending=self.hide != "low")
         hidden = place < (n * ratio).long()
         if self.hide == "hints":
             chance = draws.named("hints").uniform(n).to(score.device).masked_fill(place >= int(self.show * n), 2.0)
-            shown = torch.argsort(torch.argsort(chance, dim=1, stable=True), dim=1) < (self.show * ratio * n).long()
+            shown = ordinal(chance) < (self.show * ratio * n).long()
             hidden = hidden & ~shown
         hidden = hidden & (draws.named("sample").uniform(1).to(score.device) < self.share)
         return Mask(~hidden, hidden.unsqueeze(1))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.registry import register
 from mmssl.types import Mask, Tokens
 
@@ -67,7 +68,7 @@ class Random:
         noise = draws.uniform(n).to(tokens.raw.device)
         if tokens.valid is not None:
             return self._ragged(noise, tokens.valid)
-        rank = torch.argsort(torch.argsort(noise, dim=1, stable=True), dim=1)
+        rank = ordinal(noise)
         keep, skip = self._counts(n)
         return Mask(rank < keep, (rank >= keep + skip).unsqueeze(1), None, keep, n - keep - skip)
 
@@ -85,7 +86,7 @@ class Random:
 
     def _ragged(self, noise: Tensor, valid: Tensor) -> Mask:
         """Each sample keeps its share of its own valid tokens; padding is neither visible nor asked for."""
-        rank = torch.argsort(torch.argsort(noise.masked_fill(~valid, 2.0), dim=1, stable=True), dim=1)
+        rank = ordinal(noise.masked_fill(~valid, 2.0))
         # a table, not float32 arithmetic on the device: a sample keeps as many as it would in a batch without padding
         table = torch.tensor([self._counts(n) for n in range(valid.shape[1] + 1)], device=valid.device)
         keep, skip = table[valid.sum(1)].unsqueeze(-1).unbind(1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.parts.maskers import check_ratio
 from mmssl.registry import register, suggest
 from mmssl.types import Mask, Tokens
@@ -174,7 +175,7 @@ class Noise:
         found = coloured(noise, self.color, sigmas)
         if not self.swaps:
             return found
-        rank = torch.argsort(torch.argsort(found.flatten(1), dim=1, descending=True), dim=1)
+        rank = ordinal(found.flatten(1), descending=True)
         visible = (rank < int(rank.shape[1] * (1 - self.ratio))).reshape(found.shape)
         # what is visible of the whole map comes first, the noise decides about the rest of a window's number
         return spread_out(visible, self.weights, self.swaps).float() - rank.reshape(found.shape) / rank.shape[1]
@@ -188,7 +189,7 @@ class Noise:
         real = None if tokens.valid is None else tokens.valid.reshape(values.shape)
         if real is not None:
             values = values.masked_fill(~real, -torch.inf)
-        rank = torch.argsort(torch.argsort(values, dim=1, descending=True, stable=True), dim=1)
+        rank = ordinal(values, descending=True)
         if real is None:
             visible = (rank < self._keep(m)).reshape(-1, groups * m)
             return Mask(visible, ~visible.unsqueeze(1), None, groups * self._keep(m), groups * (m - self._keep(m)))

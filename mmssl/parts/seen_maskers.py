@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.registry import register
 from mmssl.types import Mask, Tokens
 
@@ -44,7 +44,7 @@ class SeenToo:
             seen = seen & (tokens.valid if mask.row is None else tokens.valid[mask.row])
         noise = own.uniform(n).to(seen.device).masked_fill(~seen, 2.0)
         count = int(n * self.share + 1e-9)
-        rank = torch.argsort(torch.argsort(noise, dim=1, stable=True), dim=1)
+        rank = ordinal(noise)
         more = (rank < count) & seen
         known = mask.target_count is not None and mask.visible_count is not None and tokens.valid is None
         total = (mask.target_count or 0) + min(count, mask.visible_count or 0) if known else None

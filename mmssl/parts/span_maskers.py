@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmssl import ranks
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.parts.maskers import check_ratio
 from mmssl.registry import register
 from mmssl.types import Mask, Tokens
@@ -62,4 +63,4 @@ class Spans:
 
 def _rank(noise: Tensor, among: Tensor) -> Tensor:
     """The place of each number in the ascending order of those of its row that are among the chosen."""
-    return torch.argsort(torch.argsort(noise.masked_fill(~among, 2.0), dim=1, stable=True), dim=1)
+    return ordinal(noise.masked_fill(~among, 2.0))

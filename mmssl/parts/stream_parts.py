@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.nn.init import xavier_
 from mmssl.nn.positions import SinCos
 from mmssl.parts.maskers import check_ratio, fewest
@@ -56,7 +57,7 @@ class Dirichlet:
         budget = (shares * keep).round().long()
         luck = draws.named("tokens").uniform(n)
         # the rank of each token within its stream: streams lie one behind the other
-        order = torch.argsort(torch.argsort(stream + luck.double(), dim=1, stable=True), dim=1)
+        order = ordinal(stream + luck.double())
         size = F.one_hot(stream[0], count).sum(0)
         place = order - (torch.cumsum(size, 0) - size)[stream]
         hidden = place >= budget.gather(1, stream)

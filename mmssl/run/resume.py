@@ -120,8 +120,13 @@ def _change(tree: dict[str, Any], override: str) -> None:
     elif key == "data.root":
         tree["data"] = _moved(tree["data"], str(tree["data"]["root"]), str(value))
     else:
-        section, name = key.split(".")
-        tree[section][name] = value
+        *above, name = key.split(".")
+        node = tree
+        for step in above:
+            if not isinstance(node.get(step), dict):
+                node[step] = {}
+            node = node[step]
+        node[name] = value
 
 
 def _moved(node: Any, old: str, new: str) -> Any:

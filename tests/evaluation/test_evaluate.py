@@ -84,6 +84,7 @@ def test_several_encoders_make_one_table(images, capsys):
         assert "knn" not in json.loads((Path(run) / "summary.json").read_text())["eval"]
     assert main(["evaluate", *images, "protocol=knn"]) == 0
     out = capsys.readouterr().out
+    assert out.count("  random init") == out.count("  raw input") == 2, "each encoder stands above its baselines"
     assert out.count("image/mae") >= 4 and ("within noise" in out or "is better" in out)
 
 

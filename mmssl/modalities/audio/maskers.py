@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.registry import register
 from mmssl.types import Mask, Tokens
 
@@ -27,11 +28,6 @@ def _grid(tokens: Tokens, name: str) -> tuple[int, int]:
             f"grid {tokens.grid}); for a sequence choose masker/random"
         )
     return tokens.grid[0], tokens.grid[1]
-
-
-def _rank(noise: Tensor) -> Tensor:
-    """The place of each number in its row's ascending order."""
-    return torch.argsort(torch.argsort(noise, dim=1, stable=True), dim=1)
 
 
 @register("masker/time_frequency")
@@ -63,15 +59,15 @@ class TimeFrequency:
             )
         device = tokens.raw.device
         noise = draws.named("time").uniform(steps).to(device)
-        low = _rank(draws.named("frequency").uniform(rows).to(device)) < keep_f
+        low = ordinal(draws.named("frequency").uniform(rows).to(device)) < keep_f
         if tokens.valid is None:
-            visible = ((_rank(noise) < keep_t).unsqueeze(2) & low.unsqueeze(1)).flatten(1)
+            visible = ((ordinal(noise) < keep_t).unsqueeze(2) & low.unsqueeze(1)).flatten(1)
             count = keep_t * keep_f
             return Mask(visible, ~visible.unsqueeze(1), None, count, visible.shape[1] - count)
         real = tokens.valid.unflatten(1, (steps, rows)).any(2)
         # a table, not arithmetic on the device: a sample keeps as many steps as it would in a batch without padding
         table = torch.tensor([max(1, int(n * (1 - self.time))) for n in range(steps + 1)], device=device)
-        kept = _rank(noise.masked_fill(~real, 2.0)) < table[real.sum(1)].unsqueeze(1)
+        kept = ordinal(noise.masked_fill(~real, 2.0)) < table[real.sum(1)].unsqueeze(1)
         visible = ((kept & real).unsqueeze(2) & low.unsqueeze(1)).flatten(1) & tokens.valid
         return Mask(visible, (~visible & tokens.valid).unsqueeze(1))
 
@@ -116,10 +112,10 @@ class Blocks:
         n = rank.shape[1]
         if tokens.valid is None:
             hide = int(n * self.ratio)
-            hidden = _rank(rank) < hide
+            hidden = ordinal(rank) < hide
             return Mask(~hidden, hidden.unsqueeze(1), None, n - hide, hide)
         table = torch.tensor([int(count * self.ratio) for count in range(n + 1)], device=device)
-        hidden = _rank(rank.masked_fill(~tokens.valid, self.tries + 2.0)) < table[tokens.valid.sum(1)].unsqueeze(1)
+        hidden = ordinal(rank.masked_fill(~tokens.valid, self.tries + 2.0)) < table[tokens.valid.sum(1)].unsqueeze(1)
         return Mask(~hidden & tokens.valid, hidden.unsqueeze(1))
 
 
@@ -165,7 +161,7 @@ class Bands:
         # Python rounds halves to even, so that counts come from a table and not from the device
         table = torch.tensor([round(count * self.time / self.width) for count in range(n + 1)], device=valid.device)
         open_ = places < (real - self.width).clamp(min=1)
-        starts = (_rank(draws.uniform(n).to(valid.device).masked_fill(~open_, 2.0)) < table[real]) & open_
+        starts = (ordinal(draws.uniform(n).to(valid.device).masked_fill(~open_, 2.0)) < table[real]) & open_
         reach = F.max_pool1d(F.pad(starts.float().unsqueeze(1), (self.width - 1, 0)), self.width, 1)[:, 0]
         return (reach > 0) & valid
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmssl import ranks
 from mmssl.draws import Draws
+from mmssl.masks import ordinal
 from mmssl.registry import register
 from mmssl.types import Mask, Tokens
 
@@ -38,10 +39,7 @@ def spread(draws: Draws, sample: Tensor, index: Tensor, longest: int) -> Tensor:
 
 def placed(score: Tensor) -> Tensor:
     """The rank of each of this process's elements among those of all processes, ascending, (n,) int64."""
-    everyone = ranks.gather(score)
-    rank = torch.empty_like(everyone, dtype=torch.int64)
-    rank[torch.argsort(everyone, stable=True)] = torch.arange(len(everyone), device=score.device)
-    return rank[_own(len(score), score.device)]
+    return ordinal(ranks.gather(score))[_own(len(score), score.device)]
 
 
 def placed_among(rank: Tensor, chosen: Tensor) -> Tensor:
@@ -228,10 +226,10 @@ class Neighbourhoods:
         sample, index = tokens.sample, tokens.index
         assert sample is not None and tokens.edges is not None, "masker/neighbourhoods hides nodes of packed graphs"
         longest = int(index.max()) + 1 if len(index) else 0
-        centre, steps = self._balls(_ranked([spread(draws.named("centres"), sample, index, longest)]), tokens.edges)
+        centre, steps = self._balls(_ordinal([spread(draws.named("centres"), sample, index, longest)]), tokens.edges)
         luck = spread(draws.named("rim"), sample, index, longest)
         count = torch.bincount(sample, minlength=len(draws.keys))
-        place = _ranked([luck, steps, centre, sample]) - (torch.cumsum(count, 0) - count)[sample]
+        place = _ordinal([luck, steps, centre, sample]) - (torch.cumsum(count, 0) - count)[sample]
         # a table, not arithmetic on the device: a graph hides as many as int(ratio * nodes) says
         table = torch.tensor([int(self.ratio * n) for n in range(longest + 1)], device=sample.device)
         hidden = place < table[count[sample]]
@@ -252,7 +250,7 @@ class Neighbourhoods:
         return centre, steps
 
 
-def _ranked(keys: Sequence[Tensor]) -> Tensor:
+def _ordinal(keys: Sequence[Tensor]) -> Tensor:
     """The rank of each element, (n,): by the last of the keys, then by the one before it."""
     order = torch.argsort(keys[0], stable=True)
     for key in keys[1:]:
