@@ -174,7 +174,7 @@ class SSLModule(lightning.LightningModule):
         if self.teacher is not None and self.teacher.when == "after":
             self.teacher.follow(progress)
 
-    def optimizer_zero_grad(self, *args: Any) -> None:
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing: a step begins without gradients, as the one before forgot its own."""
 
     def configure_model(self) -> None:

@@ -50,7 +50,7 @@ OWN: dict[str, list[str]] = {
 }
 # timm's networks have their own sizes
 CONVOLUTIONAL = ("image/spark", "image/spark_convnext", "image/a2mim_resnet")
-SIZELESS = ("encoder.depth",)
+SIZELESS = ("encoder.depth", "tokenizer.patch")
 # what distils is given a masked autoencoder trained by us, where the paper has CLIP or another that cannot be had here
 TAUGHT: dict[str, list[str]] = {
     "image/maskalign": ["guide.network"],
