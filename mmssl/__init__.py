@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from mmssl.types import Mask, Tokens, View
 
 __version__ = "0.1.0"
+
+# torch, asked before its first tensor, takes memory of 2 MiB and more in huge pages, where the system grants them: a
+# batch of floats is filled several times as fast.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = [
     "Mask", "Tokens", "View", "__version__", "audit", "build", "doctor", "embed", "evaluate", "export", "finetune",

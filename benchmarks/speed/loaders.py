@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from mmssl.config import build
 from mmssl.config.check import check
 from mmssl.config.compose import compose
+from mmssl.modalities.image.tokenizer import ImageTokenizer
 
 WORKERS = 2
+TOKENIZER = ImageTokenizer({"channels": 3, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
 
 
 class Files(Dataset[Any]):
@@ -123,7 +125,6 @@ def photographs(folder: Path, count: int, size: tuple[int, int] = (375, 500)) ->
 
 def normalised(batch: Any) -> None:
     """What our step does on the device with pictures: bytes to normalised floats. Loaders by hand have done it."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     for one in batch.values():
         if hasattr(one, "data") and isinstance(one.data, torch.Tensor) and one.data.dtype == torch.uint8:
-            one.data.float().div_(255).sub_(mean).div_(std)
+            TOKENIZER.normalized(one.data)

@@ -49,6 +49,16 @@ def positive_range(value: Sequence[float], name: str) -> tuple[float, float]:
     return low, high
 
 
+def as_floats(sample: Tensor) -> Tensor:
+    """Values of bytes in float32, a copy whose channels lie apart in memory: on those a CPU is fastest."""
+    return sample.contiguous().float()
+
+
+def as_bytes(values: Tensor) -> Tensor:
+    """Values from 0 to 255, cut off to whole numbers, as uint8: by way of int16, which takes a third of the time."""
+    return values.to(torch.int16).to(torch.uint8)
+
+
 @register("view/random_resized_crop")
 class RandomResizedCrop:
     """A random part of the image, resized to a square (Szegedy et al., Going Deeper with Convolutions, 2015).
@@ -103,8 +113,11 @@ class RandomResizedCrop:
     def __call__(self, sample: Tensor, draws: Draws) -> Tensor:
         """Returns (..., c, size, size)."""
         top, left, height, width = self.box(sample.shape[-2], sample.shape[-1], draws)
-        size = [self.size, self.size]
-        return F.resized_crop(sample, top, left, height, width, size, interpolation=self.interpolation, antialias=True)
+        part = sample[..., top : top + height, left : left + width]
+        # channels that lie together, as decoders give them, resizing leaves so (and is faster) only in a whole image
+        if part.stride(-3) == 1 and part.dim() == 3:
+            part = part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        return F.resize(part, [self.size, self.size], interpolation=self.interpolation, antialias=True)
 
     def segments(self, classes: Tensor, sample: Tensor, draws: Draws) -> Tensor:
         """Classes of pixels (h, w): those of the same part, (size, size), each of the pixel that lies nearest."""
@@ -207,17 +220,17 @@ def _blurred(sample: Tensor, reach: int, sigma: float) -> Tensor:
         sigma: standard deviation in pixels.
     """
     reach = min(reach, math.ceil(5 * sigma))
-    weight = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2))
-    weights = (weight / weight.sum()).tolist()
-    image = sample.reshape(-1, *sample.shape[-3:]).float()
+    heights = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(-reach, reach + 1)]
+    weights = [height / sum(heights) for height in heights]
+    image = as_floats(sample).reshape(-1, *sample.shape[-3:])
     image = torch.nn.functional.pad(image, (reach,) * 4, mode="reflect")
     for axis in (-1, -2):  # sums of shifted images: faster than torch's convolution of each channel
         side = image.shape[axis] - 2 * reach
         total = image.narrow(axis, 0, side) * weights[0]
-        for i, share in enumerate(weights[1:], 1):
-            total.add_(image.narrow(axis, i, side), alpha=share)
+        for i, weight in enumerate(weights[1:], 1):
+            total.add_(image.narrow(axis, i, side), alpha=weight)
         image = total
-    return image.round_().clamp_(0, 255).to(torch.uint8).reshape(sample.shape)
+    return as_bytes(image.round_().clamp_(0, 255)).reshape(sample.shape)
 
 
 @register("view/solarize")

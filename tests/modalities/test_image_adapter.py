@@ -8,6 +8,7 @@ from torchvision.io import decode_image
 from torchvision.transforms.v2 import functional as F
 
 from mmssl.modalities.image.adapter import Image
+from mmssl.modalities.image.tokenizer import ImageTokenizer
 
 ADAPTER = Image()
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -154,3 +155,18 @@ def test_picture(channels, shown):
     picture = ADAPTER.picture(sample)
     assert picture.dtype == np.uint8 and picture.shape == (2, 3, 3)
     assert np.array_equal(picture, sample[shown].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_pixels_are_normalised_alike_in_either_order_of_memory(channels, kind):
+    facts = {"channels": channels, "mean": [0.4, 0.5, 0.6][:channels], "std": [0.2, 0.3, 0.1][:channels]}
+    planes = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, channels, 8, 12), dtype=np.uint8))
+    planes = planes if kind == torch.uint8 else planes / 255
+    before, together = planes.clone(), planes.contiguous(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(facts[name])[:, None, None] * 255 for name in ("mean", "std"))
+    wanted = ((planes.float() if kind == torch.uint8 else planes * 255) - mean) / std
+    tokenizer = ImageTokenizer(facts, size=[8, 12], patch=4)
+    for images in (planes, together):
+        assert torch.equal(tokenizer.normalized(images), wanted)
+        assert torch.equal(images, before)

@@ -58,7 +58,8 @@ def test_color_jitter_is_torchvisions(channels):
 def test_hue_is_that_of_the_colour_circle(turn):
     picture = image(height=40)
     picture[:, 0], picture[1, 1], picture[2, 2] = 77, picture[0, 1], picture[1, 2]  # grey, and two channels alike
-    made = views._hue(picture, turn)
+    made = picture.float()
+    views._hue(made, turn)
     for row in range(0, 40, 3):
         for column in range(26):
             hue, saturation, value = colorsys.rgb_to_hsv(*(picture[:, row, column] / 255).tolist())

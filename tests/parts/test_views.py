@@ -87,6 +87,21 @@ def test_random_resized_crop_is_torchvisions(monkeypatch, height, width, scale, 
         assert torch.equal(op(picture, draws(sample)), reference.transform(picture, wanted))
 
 
+def test_crops_of_channels_that_lie_together_are_those_of_planes():
+    planes = image(3, 60, 81)
+    together = planes.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for sample in range(10):
+        op = views.RandomResizedCrop(size=24, interpolation=("bicubic", "bilinear")[sample % 2])
+        made = op(together, draws(sample))
+        assert torch.equal(made, op(planes, draws(sample))) and made.stride(0) == 1
+
+
+def test_bytes_are_what_torch_makes_of_floats():
+    values = torch.arange(256, dtype=torch.float32)[:, None] + torch.tensor([0.0, 0.1, 0.5, 0.9999])
+    assert torch.equal(views.as_bytes(values), values.to(torch.uint8))
+    assert torch.equal(views.as_bytes(values)[:, 1], torch.arange(256).to(torch.uint8))
+
+
 def test_crops_cover_the_scale_they_were_given():
     op = views.RandomResizedCrop(size=8, scale=(0.3, 0.8))
     boxes = [op.box(200, 200, draws(i)) for i in range(500)]

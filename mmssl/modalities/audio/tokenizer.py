@@ -103,13 +103,12 @@ class SpectrogramTokenizer(nn.Module):
             Tokens on the grid (time, frequency), without embeddings.
         """
         waves = as_waves(view.data, self.filters.rate, self.channels)
-        values = self.filters(waves.data, waves.counts, self.frames)
-        values = F.pad(values, (0, 0, 0, self.frames - values.shape[2]))
+        values = self.filters(waves.data, waves.counts, self.frames, fill=True)
         heard = within(self.filters.frames(waves.counts), self.frames, values.device) if self.quiet else None
         if heard is not None:
             heard = heard[:, None, :, None]
             values = torch.where(heard, values, values.masked_fill(~heard, torch.inf).amin((1, 2, 3), keepdim=True))
-        values = erase((values - self.mean) / (2 * self.std), waves, self.filters)
+        values = erase(values.sub_(self.mean).div_(2 * self.std), waves, self.filters)
         cells = values.unfold(2, self.patch[0], self.stride[0]).unfold(3, self.patch[1], self.stride[1])
         raw = cells.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
         b, n = raw.shape[:2]
@@ -271,13 +270,10 @@ def standardise(values: Tensor, counts: Sequence[int], valid: Tensor | None) -> 
 
 
 def erase(values: Tensor, waves: Waves, filters: FilterBanks) -> Tensor:
-    """Sets the erased rectangles of each spectrogram (b, c, frames, bins) to zero, the mean."""
-    if not waves.erased:
-        return values
-    step, (frames, bins) = filters.shift / filters.rate, values.shape[2:]
-    keep = torch.ones(len(waves), 1, frames, bins)
-    for row, rectangles in zip(keep, waves.erased, strict=True):
+    """Sets the erased rectangles of each spectrogram (b, c, frames, bins) to zero, the mean, in place."""
+    step, bins = filters.shift / filters.rate, values.shape[3]
+    for row, rectangles in zip(values, waves.erased, strict=bool(waves.erased)):
         for start, stop, low, high in (Erased(*rectangle) for rectangle in rectangles):
             across = slice(round(low * bins), round(high * bins))
-            row[:, round(start / step) : min(frames, math.ceil(stop / step)), across] = 0
-    return values * keep.to(values.device)
+            row[:, round(start / step) : math.ceil(stop / step), across] = 0
+    return values

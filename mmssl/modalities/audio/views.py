@@ -110,7 +110,7 @@ class Gain:
     def __call__(self, sample: Wave, draws: Draws) -> Wave:
         """Returns the recording in float32, not clipped."""
         data = as_float(sample.data)
-        return sample._replace(data=(data - data.mean()) * self.factor(draws))
+        return sample._replace(data=(data - data.mean()).mul_(self.factor(draws)))
 
 
 @register("view/loudness")

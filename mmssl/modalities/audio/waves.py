@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import default_collate
 
 # int16 values that make 1.0.
 FULL_SCALE = 32768.0
@@ -80,7 +82,7 @@ class Waves:
 def as_float(data: Tensor) -> Tensor:
     """Samples in [-1, 1] as float32, or as float64 where that is torch's default; a copy only of int16."""
     found = data.to(torch.get_default_dtype())
-    return found / FULL_SCALE if data.dtype == torch.int16 else found
+    return found.div_(FULL_SCALE) if data.dtype == torch.int16 else found
 
 
 def join(waves: Sequence[Wave]) -> Waves:
@@ -102,9 +104,10 @@ def join(waves: Sequence[Wave]) -> Waves:
         )
     counts = tuple(wave.data.shape[1] for wave in waves)
     whole = all(wave.data.dtype == torch.int16 for wave in waves)
-    data = torch.zeros(len(waves), channels.pop(), max(counts), dtype=torch.int16 if whole else torch.float32)
-    for row, wave in zip(data, waves, strict=True):
-        row[:, : wave.data.shape[1]] = wave.data if whole else as_float(wave.data)
+    each = [wave.data if whole else as_float(wave.data) for wave in waves]
+    long = max(counts)
+    # in a worker torch's own function stacks in the memory that the main process reads
+    data = default_collate([one if one.shape[1] == long else F.pad(one, (0, long - one.shape[1])) for one in each])
     erased = tuple(wave.erased for wave in waves)
     return Waves(data, counts, rates.pop(), erased if any(erased) else ())
 

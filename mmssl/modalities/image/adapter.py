@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from mmssl.registry import register
 
@@ -102,9 +103,10 @@ class Image:
         """
         shapes = {tuple(sample.shape) for sample in samples}
         if len(shapes) == 1:
+            # in a worker torch's own function stacks in the memory that the main process reads
             if all(sample.stride(0) == 1 for sample in samples):  # channels last in memory, as decoders and resizing do
-                return torch.stack([sample.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
-            return torch.stack(list(samples))
+                return default_collate([sample.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
+            return default_collate(list(samples))
         channels = sorted({shape[0] for shape in shapes})
         if len(channels) > 1:
             raise ValueError(f"one batch holds images of {_list(channels)} channels; {_MANY}")

@@ -54,6 +54,27 @@ def test_batches_equal_torchaudio_sample_by_sample(flavour, rate, bins):
     assert ours < 1.2 * theirs < 3e-6
 
 
+@pytest.mark.parametrize(("rate", "bins"), [(16000, 128), (16000, 16), (8000, 64), (22050, 80), (44100, 37), (1000, 4)])
+def test_filters_are_zero_where_a_cpu_leaves_them_out(rate, bins):
+    """Every bin once and in order; what is multiplied holds all that is not zero, and with many bins less than a third of everything."""
+    banks = FilterBanks(rate, bins, 10.0, "ast")
+    rest, seen = banks.banks.clone(), []
+    for some, low, high in banks.ranges:
+        assert 0 <= low < high <= len(rest)
+        rest[low:high, some] = 0
+        seen += range(some.start, some.stop)
+    assert seen == list(range(bins)) and not rest.any() and banks.banks.any()
+    taken = sum((some.stop - some.start) * (high - low) for some, low, high in banks.ranges)
+    assert bins < 64 or taken < banks.banks.numel() / 3
+
+
+def test_short_recordings_are_filled_up_with_zeros():
+    banks, wave = FilterBanks(8000, 32, 10.0, "ast"), sound(4000, rate=8000)[None]
+    made = banks(wave, [4000], 60, fill=True)
+    assert made.shape == (1, 1, 60, 32)
+    assert torch.equal(made[:, :, :48], banks(wave, [4000])) and not made[:, :, 48:].any()
+
+
 @pytest.mark.parametrize("flavour", ["ast", "beats"])
 def test_int16_is_its_value_over_32768(flavour):
     wave = (sound(5000) * 32768).round().clamp(-32768, 32767).to(torch.int16)
