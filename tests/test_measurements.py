@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.measurements.contrastive_temperature import Digits, measured, trained, view
 from benchmarks.measurements.deep_linear import times
-from benchmarks.measurements.reconstruction_features import angle, denoiser, directions, subspace
+from benchmarks.measurements.reconstruction_features import angle, denoiser, directions, errors, learned, subspace
 from mmssl.draws import Draws
 from mmssl.parts.losses import InfoNCE
 from mmssl.parts.set_losses import NTXent
@@ -43,6 +43,17 @@ def test_gaussian_noise_leaves_the_principal_subspace_and_masks_do_not():
     assert variance[bottom].sum() <= 0.4 * variance.sum() < variance[bottom.start - 1 :].sum()
     bands = [vectors[:, band] for band in (slice(0, 3), slice(3, 8))]
     np.testing.assert_allclose(sum(x @ band @ band.T for band in bands), x, atol=1e-10)
+    found = errors(x, vectors, [slice(0, 3), slice(3, 8)])
+    np.testing.assert_allclose(found, [np.square(x @ band).sum(1).mean() for band in bands])
+    np.testing.assert_allclose(found.sum(), np.square(x).sum(1).mean())
+
+
+def test_an_autoencoder_learns_last_what_varies_least():
+    random = np.random.default_rng(0)
+    scale = np.repeat([2.0, 0.5, 0.0], [8, 8, 48])
+    turned = np.linalg.qr(random.normal(size=(64, 64)))[0]
+    first, second = learned((random.normal(size=(500, 64)) * scale) @ turned, [slice(0, 8), slice(8, 16)], 60)
+    assert first < second < np.inf
 
 
 def test_uniformity_tolerance_and_views_of_digits():

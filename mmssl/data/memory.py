@@ -45,8 +45,8 @@ class Kept:
         return len(self.array)
 
     def read(self, i: int) -> Tensor:
-        """The i-th sample, as it lies in the array: not to be changed."""
-        return torch.from_numpy(self.array[i]).permute(self.back)
+        """A copy of the i-th sample, which a view may change in place."""
+        return torch.from_numpy(np.array(self.array[i])).permute(self.back)
 
     def name(self, i: int) -> str:
         """The original's name."""
@@ -68,7 +68,7 @@ class Kept:
         """Maps the array again."""
         self.__dict__.update(state)
         if isinstance(self.array, Path):
-            self.array = _mapped(self.array)
+            self.array = np.load(self.array, mmap_mode="r")
 
 
 def keep(dataset: Dataset, limit_mb: int) -> Dataset:
@@ -104,12 +104,7 @@ def keep(dataset: Dataset, limit_mb: int) -> Dataset:
         except OSError as error:
             _log.warning("decoded samples are not kept for the next run: %s (set MMSSL_CACHE to another folder)", error)
             return dataset if array is None else Kept(dataset, array, order)
-    return dataset if unfit.exists() else Kept(dataset, _mapped(path), order)
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """The array in a file; torch takes no memory that it could not write to, though nobody does, and the file stays."""
-    return np.load(path, mmap_mode="c")
+    return dataset if unfit.exists() else Kept(dataset, np.load(path, mmap_mode="r"), order)
 
 
 def _some(dataset: Dataset) -> list[Any]:
