@@ -66,7 +66,7 @@ recipes: setup ## train every recipe for three minutes, those not done yet; DATA
 	@$(BIN)/python -m benchmarks.reproduce $(or $(DATA),$(error DATA is missing: make recipes DATA=FOLDER)) $(or $(JOBS),'recipe-*')
 	@$(BIN)/python -m benchmarks.reproduce --recipes
 
-siblings: setup ## methods beside simpler ones at equal steps, what is missing; DATA=folder of the sets, JOBS='sibling-hard-*'
+siblings: setup ## methods beside simpler ones at equal steps, what is missing; DATA=folder of the sets, JOBS='sibling-clouds-*'
 	@$(BIN)/python -m benchmarks.reproduce $(or $(DATA),$(error DATA is missing: make siblings DATA=FOLDER)) $(or $(JOBS),'sibling-*')
 	@$(BIN)/python -m benchmarks.reproduce --siblings
 

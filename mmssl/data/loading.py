@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from mmssl.data.derived import Like as Like
-from mmssl.data.derived import Of as Of
-from mmssl.data.derived import Op as Op
-from mmssl.data.derived import check_views as check_views
+from mmssl.data.derived import Like, Of, Op
 from mmssl.data.sampler import EpochBatches
 from mmssl.data.segments import Segments, mover
 from mmssl.data.skipped import Unreadable, try_read

@@ -9,7 +9,8 @@ from typing import Any
 import lightning
 import torch
 
-from mmssl.data.loading import Batches, Loader, Op, check_views, workers
+from mmssl.data.derived import Op, check_views
+from mmssl.data.loading import Batches, Loader, workers
 from mmssl.data.memory import keep
 from mmssl.data.sampler import EpochBatches
 from mmssl.data.skipped import Skipped, try_read

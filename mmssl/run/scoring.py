@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmssl.config import build
-from mmssl.data.loading import Of
+from mmssl.data.derived import Of
 from mmssl.evaluation import supervised
 from mmssl.evaluation.features import embed, untouched
 from mmssl.run.materials import Materials, fitting, pool_of

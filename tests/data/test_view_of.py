@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmssl.data.loading import Like, Of
+from mmssl.data.derived import Like, Of
 from tests.data.toy import classes, data, jitter
 
 

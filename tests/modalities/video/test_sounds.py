@@ -13,7 +13,7 @@ import mmssl
 from mmssl.config import build
 from mmssl.config.check import check
 from mmssl.config.compose import ConfigError, compose
-from mmssl.data.loading import Of
+from mmssl.data.derived import Of
 from mmssl.data.module import Data
 from mmssl.data.source import BadSample
 from mmssl.draws import Draws
