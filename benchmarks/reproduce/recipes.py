@@ -38,6 +38,9 @@ OWN: dict[str, list[str]] = {
     "image/latent_mim": ["masker.ratio=0.75"],
     "image/capi": ["encoder.drop_path=0.0", "masker.predict=0.3"],
     "image/mfm": ["corruptor.radius=4"],
+    # of two blocks
+    "image/maskalign": ["objective.align.predictor.last=2", "objective.align.target.last=2"],
+    "image/hybrid_distill": ["encoder.drop=[0.3]"],
     "multimodal/multimae": FINE,
     "video/videomae_v2": ["masker.masker.ratio=0.75", "data.repeats=1"],
     "video/adamae": ["masker.ratio=0.9", "objective.sampling.weight=1e-3"],
@@ -46,6 +49,21 @@ OWN: dict[str, list[str]] = {
     "audio/wav2vec2": ["trainer.max_epochs=8"],
     "audio/bird_mae": ["trainer.max_epochs=8"],
     "graph/scgc": ["trainer.max_epochs=50"],
+    # short, targets of equal norm, and numbers of mean 0 and deviation 1: else both end in a constant
+    "tabular/t_jepa": [
+        "data.batch_size=64",
+        "encoder.depth=4",
+        "objective.latent.predictor.depth=1",
+        "objective.latent.normalize._target_=norm/layer",
+        "evaluation.pool=max",
+        "trainer.max_epochs=1",
+    ],
+    "tabular/dbot": [
+        "data.batch_size=64",
+        "tokenizer.standardize=true",
+        "objective.distill.predictor.depth=1",
+        "trainer.max_epochs=2",
+    ],
     "tabular/vime": ["trainer.max_epochs=20"],
     "tabular/scarf_correlated": ["trainer.max_epochs=15"],
 }
