@@ -24,7 +24,8 @@ Take away: embed RUN | CKPT | timm:NAME out=FILE [what=features | imputed] [data
 Look:      list [recipes | modalities | maskers | ...]     doc PART     show RECIPE     preview RECIPE [out=FILE]
 Data:      audit data=... [against=...]          counts, sizes, unreadable files, duplicates, overlap
            shards data=folder data.root=DIR out=DIR [size=256MB] [samples=N]     writes tar shards
-Runs:      runs [DIR]                            report RUN ... [out=FILE.html]
+Runs:      runs [DIR] [KEY=VALUE ...] [sort=SCORE]      a table, such as runs recipe='image/*' optim.lr=1e-4 sort=knn
+           report RUN ... [out=FILE.html]        of one run, or of several over each other
 
 --json prints exactly one object on standard output. Any argument of any part is a key: masker.ratio=0.6.
 `mmssl list recipes` shows what can be trained, `mmssl doc PART` what a part takes."""

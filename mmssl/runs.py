@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from mmssl.config.compose import ConfigError
+from mmssl.registry import suggest
+from mmssl.report.reading import read
+from mmssl.report.sections import flatten
 from mmssl.report.sweep import axes, is_sweep, ranked, read_sweep
 from mmssl.run.directory import root
 
+_SAID = ("recipe", "status", "verdict")  # what a row tells, without its configuration
+_NUMBERS = ("steps", "loss")
 
-def find(folder: str | None = None) -> list[dict[str, Any]]:
+
+def find(
+    folder: str | None = None, where: Mapping[str, str] | None = None, sort: str | None = None
+) -> list[dict[str, Any]]:
     """Every run under a folder, newest last: path, recipe, status, steps, loss, verdict and scores.
 
     Stages of runs are listed where their folder, `RUN/stages`, is asked for.
@@ -17,10 +31,22 @@ def find(folder: str | None = None) -> list[dict[str, Any]]:
     Args:
         folder: where to look; MMSSL_RUNS or `runs/` by default. A sweep's directory gives its jobs, the best first,
             also those without a run, each with `job`, its `value` of the score and, under `varied`, what sets it apart.
+        where: only runs of these: `recipe`, `status`, `verdict`, or any key of the configuration, with a value, which
+            may hold wildcards (`image/*`). Keys of the configuration then stand under `varied`.
+        sort: a score, `loss` or `steps`: best first, runs without it last.
+
+    Raises:
+        ConfigError: for a key that no run has, or a score that none of those found has.
     """
     home = root(folder)
-    if is_sweep(home):
-        return _jobs(ranked(read_sweep(home)))
+    rows = _jobs(ranked(read_sweep(home))) if is_sweep(home) else _rows(home)
+    for key, value in (where or {}).items():
+        rows = _only(rows, key, value)
+    return rows if sort is None or not rows else _best_first(rows, sort)
+
+
+def _rows(home: Path) -> list[dict[str, Any]]:
+    """The runs below a folder that is no sweep's."""
     rows = []
     for file in sorted(home.rglob("summary.json"), key=lambda file: file.parent.name):
         if "stages" in file.relative_to(home).parts:
@@ -41,6 +67,53 @@ def find(folder: str | None = None) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _only(rows: Sequence[dict[str, Any]], key: str, value: str) -> list[dict[str, Any]]:
+    """The rows whose key has a value; one of the configuration is shown beside."""
+    if key in _SAID:
+        return [row for row in rows if fnmatch.fnmatchcase(str(row[key]), value)]
+    found = [_settings(row) for row in rows]
+    if found and not any(key in settings for settings in found):
+        known = {*_SAID, *(name for settings in found for name in settings)}
+        raise ConfigError(f"no run here has the key {key!r}{suggest(key, known)}")
+    return [
+        row | {"varied": row.get("varied", {}) | {key: settings[key]}}
+        for row, settings in zip(rows, found, strict=True)
+        if key in settings and _same(settings[key], value)
+    ]
+
+
+def _settings(row: Mapping[str, Any]) -> dict[str, str]:
+    """The configuration of a run by dotted keys; empty where there is none."""
+    try:
+        return dict(flatten(yaml.safe_load((Path(row["path"]) / "config.yaml").read_text())))
+    except (OSError, TypeError, yaml.YAMLError):  # a job that has no run yet, or a run that is just being made
+        return {}
+
+
+def _same(text: str, asked: str) -> bool:
+    """Whether a value is the one asked for: as text with wildcards, or as a number, however it is written."""
+    try:
+        return float(text) == float(asked)
+    except ValueError:
+        return fnmatch.fnmatchcase(text, asked)
+
+
+def _best_first(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The rows by a number of theirs, the best first."""
+    value = {id(row): row[name] if name in _NUMBERS else row["eval"].get(name) for row in rows}
+    if all(one is None for one in value.values()):
+        known = {*_NUMBERS, *(score for row in rows for score in row["eval"])}
+        raise ConfigError(f"no run here has the score {name!r}{suggest(name, known)}")
+    sign = 1 if name == "loss" or any(_less_is_better(row, name) for row in rows) else -1
+    return sorted(rows, key=lambda row: (value[id(row)] is None, sign * (value[id(row)] or 0)))
+
+
+def _less_is_better(row: Mapping[str, Any], name: str) -> bool:
+    """What the summary of a run says of a score."""
+    scores = read(Path(row["path"])).scores if row["path"] and name in row["eval"] else []
+    return any(score.protocol == name and not score.higher_is_better for score in scores)
 
 
 def _jobs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -74,6 +74,7 @@ class Metrics(lightning.Callback):
         self.last: float | None = None
         self.history: list[tuple[int, float]] = []
         self.signals: dict[str, float] = {}
+        self.norms: dict[str, Tensor] = {}  # of the gradient of the step whose row comes next, by column
         self.timings: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
         self._written = self._scored = 0
@@ -134,10 +135,13 @@ class Metrics(lightning.Callback):
             share = value / trainer.accumulate_grad_batches
             self._sums[name] = self._sums[name] + share if name in self._sums else share
         step = trainer.global_step
-        first = self.first is None and step >= 1
-        if step > self._written and (first or step % self.every == 0 or step >= trainer.max_steps):
+        if step > self._written and self.due(step, trainer.max_steps):
             self._row(trainer, pl_module, step)
         self._mark = time.perf_counter()
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether a row is written after so many steps; `last` is how many there will be."""
+        return (self.first is None and step >= 1) or step % self.every == 0 or step >= last
 
     def _take(self, step: int, values: dict[str, float]) -> None:
         """Remembers what a row says."""
@@ -151,11 +155,11 @@ class Metrics(lightning.Callback):
             self.signals[f"{name}/loss"] = values[name]
 
     def _row(self, trainer: lightning.Trainer, pl_module: Any, step: int) -> None:
-        names = list(self._sums)
         done = step - self._written
-        means = torch.stack([self._sums[name].float() for name in names]) / done
-        values = dict(zip(names, means.tolist(), strict=True))
-        self._take(step, values)
+        means = {f"train/{name}": value.float() / done for name, value in self._sums.items()}
+        told = means | {name: norm.float() for name, norm in self.norms.items()}
+        values = dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))  # the one wait for the device
+        self._take(step, {name: values[f"train/{name}"] for name in self._sums})
         timing = {
             "step": step,
             "step_ms": round(1000 * (self._busy + self._waited) / done, 3),
@@ -164,13 +168,13 @@ class Metrics(lightning.Callback):
         }
         self.timings.append(timing)
         row = {"step": step, "epoch": trainer.current_epoch, "lr": pl_module.lr}
-        row |= {f"train/{name}": value for name, value in values.items()}
+        row |= values
         if self.metrics is not None and self.timing is not None:
             self.metrics.add(row)
             self.timing.add(timing)
             for logger in trainer.loggers:
                 logger.log_metrics(row | {f"time/{k}": v for k, v in timing.items() if k != "step"}, step)
-        self._sums, self._written = {}, step
+        self._sums, self.norms, self._written = {}, {}, step
         self._busy = self._waited = 0.0
 
     def resume(self) -> None:

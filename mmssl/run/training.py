@@ -17,6 +17,7 @@ from mmssl.config import build
 from mmssl.config.compose import ConfigError
 from mmssl.run import best, checkpoints, directory, finetuning, launch, scoring
 from mmssl.run.device import Flops, peak_memory
+from mmssl.run.gradients import Gradients
 from mmssl.run.loading import load_module
 from mmssl.run.metrics import Clock, Metrics, Progress
 from mmssl.run.resume import alone, newest, remember, remembered, take_over
@@ -156,8 +157,8 @@ class _Recorder:
         self.flops = Flops()
         # the clock before the checkpoint writes what the checkpoint says is written, the one after leaves its time out
         self.callbacks = [
-            Watchdog(run / "stacks", settings.timeout_minutes), self.flops, guard, self.metrics,
-            Progress(self.metrics, module.batch_size), self.online, self.watch, clock,
+            Watchdog(run / "stacks", settings.timeout_minutes), self.flops, guard, Gradients(self.metrics),
+            self.metrics, Progress(self.metrics, module.batch_size), self.online, self.watch, clock,
             *([self.best] if self.best else []), self.checkpoint, clock,
         ]  # fmt: skip
         self.started = time.perf_counter()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from mmssl.verbs.words import emit, needed, take
+from mmssl.verbs.words import emit, needed, split, take
 
 
 def runs(rest: list[str], flags: list[str]) -> int:
-    """A table of the runs under a folder."""
+    """A table of the runs under a folder, of some of them where keys are given."""
     from mmssl.runs import find, text
 
-    found = find(rest[0] if rest else None)
-    emit(flags, {"verb": "runs", "schema": 1, "runs": found}, lambda: text(found))
+    folder, said = split(rest, "folder")
+    sort = take(said, "sort")
+    found = find(folder, dict(word.split("=", 1) for word in said), sort)
+    none = f"no run here has {' '.join(said)}; `mmssl runs` without keys shows all" if said else ""
+    emit(flags, {"verb": "runs", "schema": 1, "runs": found}, lambda: text(found) if found or not said else none)
     return 0
 
 
