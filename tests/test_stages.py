@@ -75,10 +75,12 @@ def test_a_stage_is_the_recipe_with_values_of_its_own(recipe):
 
 
 def test_a_stage_may_have_a_recipe_of_its_own(recipe):
-    given = ["data=sample", "encoder.dim=48", "objective.distill.predictor.depth=3", "seed=5"]
+    given = ["data=sample", "encoder.dim=48", "objective.distill.predictor.depth=3", "seed=5",
+             "evaluation.limit=40", "evaluation.protocols.knn=null"]  # fmt: skip
     tree = composed(recipe(first="{recipe: image/simmim, optim: {lr: 0.5}}"), given)
     first = tree["stages"]["first"]
     assert first["recipe"] == "image/simmim" and first["optim"]["lr"] == 0.5 and first["seed"] == 5
+    assert first["evaluation"]["limit"] == 40 and first["evaluation"]["protocols"]["knn"] is None
     assert first["encoder"]["dim"] != 48 and tree["encoder"]["dim"] == 48
 
 

@@ -15,7 +15,7 @@ from mmssl.config.words import word
 from mmssl.registry import suggest
 
 # What the command line says of these holds for every stage, also for one that has a recipe of its own.
-SHARED = ("data", "trainer", "seed", "run", "logger")
+SHARED = ("data", "trainer", "seed", "run", "logger", "evaluation")
 MARK = "stage:"
 
 
@@ -23,8 +23,8 @@ def composed(recipe: str | None, given: list[str]) -> dict[str, Any]:
     """The resolved configuration of a run; under `stages` those of its stages, in their order.
 
     A stage is the recipe with the stage's values between those of the recipe and those of the command line. Where it
-    names a `recipe` of its own, the command line's data, trainer, seed, run and logger hold for it. `stages.NAME.a.b=c`
-    reaches one stage alone.
+    names a `recipe` of its own, what the command line says of data, trainer, seed, run, logger and evaluation holds for
+    it all the same. `stages.NAME.a.b=c` reaches one stage alone.
 
     Raises:
         ConfigError: for anything that does not fit, naming the key.
