@@ -41,6 +41,8 @@ OWN: dict[str, list[str]] = {
     # of two blocks
     "image/maskalign": ["objective.align.predictor.last=2", "objective.align.target.last=2"],
     "image/hybrid_distill": ["encoder.drop=[0.3]"],
+    "image/data2vec2": [f"objective.{term}.target.layers=[ffn.0,ffn.1]" for term in ("layers", "layers_mean")],
+    "image/beitv2": [*FEW, "stages.tokenizer.tokenizer.patch=8", "stages.tokenizer.encoder.depth=2"],
     "multimodal/multimae": FINE,
     "video/videomae_v2": ["masker.masker.ratio=0.75", "data.repeats=1"],
     "video/adamae": ["masker.ratio=0.9", "objective.sampling.weight=1e-3"],
@@ -48,6 +50,11 @@ OWN: dict[str, list[str]] = {
     "audio/hubert": ["trainer.max_epochs=3"],
     "audio/wav2vec2": ["trainer.max_epochs=8"],
     "audio/bird_mae": ["trainer.max_epochs=8"],
+    "pointcloud/point_jepa": [
+        "objective.latent.predictor.depth=1",
+        "optim.lr=3e-4",
+        "teacher.momentum.first=0.996",
+    ],
     "graph/scgc": ["trainer.max_epochs=50"],
     # short, targets of equal norm, and numbers of mean 0 and deviation 1: else both end in a constant
     "tabular/t_jepa": [
@@ -74,6 +81,7 @@ SIZELESS = ("encoder.depth", "tokenizer.patch")
 TAUGHT: dict[str, list[str]] = {
     "image/maskalign": ["guide.network"],
     "image/hybrid_distill": ["objective.relations.target.network", "objective.features.target.network"],
+    "image/beitv2": ["stages.tokenizer.objective.features.target.network"],
     "image/vqkd": ["objective.features.target.network"],
     "image/maskdistill": ["objective.features.target.network"],
     "image/dmae": ["objective.features.target.network"],
