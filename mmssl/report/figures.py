@@ -18,6 +18,8 @@ _MEANING = {
     "feature_std": "Mean deviation of a feature over samples. Near 0, every sample has the same feature.",
     "uniformity": "How evenly features lie on the sphere; lower is more even, 0 is a single point.",
     "alignment": "Distance between views of one sample; lower is closer.",
+    "alpha_req": "How fast the features' spectrum falls (alpha-ReQ): near 1 is rich, large values are few directions.",
+    "lidar": "LiDAR: how many directions tell samples apart better than views of one sample do.",
     "lr": "The learning rate that was used.",
     "samples_per_s": "Training speed over all devices.",
 }
