@@ -157,7 +157,7 @@ def test_nan_loss_stops_keeps_the_checkpoint_and_saves_the_batch(capsys, runs):
     summary = json.loads(captured.out)
     assert summary["status"] == "diverged"
     assert summary["health"]["verdict"] == "diverged"
-    assert "offending_batch.pt" in captured.err
+    assert "offending_batch.pt" in captured.err and "not finite: the term pixels. The batch" in captured.err
     import torch
 
     path = next(runs.rglob("summary.json")).parent

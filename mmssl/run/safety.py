@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,19 @@ class Guard(lightning.Callback):
     is written before its loss was looked at.
 
     Args:
-        run: the run's directory; the batch goes to `offending_batch.pt`.
+        run: the run's directory; the batch goes to `offending_batch.pt`, as tensors and plain containers.
     """
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self._waiting: tuple[int, Tensor, Any] | None = None
+        self._waiting: tuple[int, Mapping[str, Tensor], Any] | None = None
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Looks at the last step's loss and keeps this one."""
         self.check()
-        self._waiting = (trainer.global_step, pl_module.latest["loss"], batch)
+        self._waiting = (trainer.global_step, pl_module.latest, batch)
         if pl_module.device.type == "cpu":
             self.check()
 
@@ -46,24 +47,49 @@ class Guard(lightning.Callback):
         """Looks at the loss that is waiting.
 
         Raises:
-            Diverged: naming the step, with what to try.
+            Diverged: naming the step, what of it is not finite, and what to try.
         """
         if self._waiting is None:
             return
-        step, loss, batch = self._waiting
+        step, latest, batch = self._waiting
         self._waiting = None
-        if math.isfinite(float(loss)):
+        if math.isfinite(float(latest["loss"])):
             return
         file = self.run / "offending_batch.pt"
-        views = {name: view.data for name, view in batch.items() if isinstance(view, View)}
-        plain = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name not in views}
-        save(views | plain, file)
+        views = {name: plain(view.data) for name, view in batch.items() if isinstance(view, View)}
+        others = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name not in views}
+        save(views | others, file)
+        terms = [name for name, value in latest.items() if name != "loss" and not math.isfinite(float(value))]
+        blame = [*(f"the term {name}" for name in terms if "/" not in name), *_not_finite(views)]
         raise Diverged(
-            f"The loss is {float(loss)} at step {step}. The batch is saved as {file}, and checkpoints/last.ckpt is "
-            "from before. Usual causes: a learning rate too high (halve optim.lr or optim.base_lr, or lengthen "
-            "optim.schedule.warmup), 16-bit floats (trainer.precision=bf16-mixed or 32-true), or samples with values "
-            "that are not finite."
+            f"The loss is {float(latest['loss'])} at step {step}; not finite: {', '.join(blame) or 'only their sum'}. "
+            f"The batch is saved as {file}, and checkpoints/last.ckpt is from before. Usual causes: a learning rate "
+            "too high (halve optim.lr or optim.base_lr, or lengthen optim.schedule.warmup), 16-bit floats "
+            "(trainer.precision=bf16-mixed or 32-true), or samples with values that are not finite."
         )
+
+
+def plain(value: Any) -> Any:
+    """Tensors, numbers and containers alone, so that a file of them is read without running code."""
+    if value is None or isinstance(value, (Tensor, bool, int, float, str)):
+        return value
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return plain(value.to_dict()) if hasattr(value, "to_dict") else repr(value)
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """Where a batch holds values that are not finite, and how many."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        if count := int((~value.isfinite()).sum()):
+            yield f"{count} values of the view {name}"
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _not_finite(one, f"{name}.{key}" if name else key)
 
 
 class Watch(lightning.Callback):
