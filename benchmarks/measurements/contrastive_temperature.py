@@ -80,7 +80,7 @@ def measured(encoder: nn.Module, train: Digits, test: Digits) -> dict[str, float
     }  # fmt: skip
 
 
-def main(temperatures: tuple[float, ...] = (0.07, 0.3, 1.0), steps: int = 200) -> int:
+def main(temperatures: tuple[float, ...] = (0.07, 0.2, 0.3, 0.5, 1.0), steps: int = 1000) -> int:
     """The table of all temperatures."""
     train, test = digits()
     rows = [{"temperature": t} | measured(trained(train, t, steps), train, test) for t in temperatures]
