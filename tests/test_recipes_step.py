@@ -31,7 +31,7 @@ def steps():
 
 @pytest.mark.parametrize(("name", "stage"), [*steps()])
 def test_every_recipe_takes_a_step(name, stage):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the other processes of the tests have the other cores
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random teachers say so
         module, data = mmssl.build(name, ["data=sample", *small(name)], stage)
