@@ -62,7 +62,8 @@ def test_load_gives_the_trained_encoder(run):
     assert tokens.pool("mean").shape == (2, 24)
     state = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)
     torch.testing.assert_close(state["state_dict"]["networks.main.encoder.norm.weight"], encoder.encoder.norm.weight)
-    assert {"config", "facts", "versions", "fingerprint"} <= set(state["mmssl"])
+    known = {"config", "facts", "fingerprint", "versions", "plugins", "git", "platform", "command"}
+    assert known <= set(state["mmssl"]), "a checkpoint alone says where it comes from"
 
 
 def test_build_trains_nothing():

@@ -131,9 +131,8 @@ def _record(
         "schema": checkpoints.SCHEMA,
         "config": tree,
         "facts": facts,
-        "versions": environment["versions"],
-        "plugins": environment["plugins"],
         "fingerprint": facts.get("fingerprint"),
+        **environment,
     }
 
 
