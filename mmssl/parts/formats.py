@@ -56,6 +56,22 @@ def patches(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
+def joined_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, with `q_bias` and `v_bias` of BEiT's attention as one `qkv.bias`; its keys have none, so zero."""
+    found = dict(state)
+    for name in [name for name in found if name.endswith("attn.q_bias")]:
+        base = name.removesuffix("q_bias")
+        query, value = found.pop(name), found.pop(base + "v_bias")
+        found[base + "qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return found
+
+
+def channels_last(rows: Tensor, network: nn.Module) -> Tensor:
+    """Rows of a head, one a raw value of a patch: from the order (channel, row, column) to ours, channel fastest."""
+    assert isinstance(network, Network) and network.spec.channels is not None
+    return rows[torch.arange(network.spec.raw).reshape(network.spec.channels, -1).T.flatten()]
+
+
 @register("format/official/mae")
 def mae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
     """The checkpoints of facebookresearch/mae, with or without decoder, bare or under `model`."""
@@ -125,10 +141,8 @@ def simmim(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
     key = f"{_PIXELS}.head.weight"
     if key in state:
         network = module.get_submodule("networks.main")
-        assert isinstance(network, Network) and network.spec.channels is not None
-        order = torch.arange(network.spec.raw).reshape(network.spec.channels, -1).T.flatten()
-        state[key] = state[key].flatten(1)[order]
-        state[f"{_PIXELS}.head.bias"] = state[f"{_PIXELS}.head.bias"][order]
+        state[key] = channels_last(state[key].flatten(1), network)
+        state[f"{_PIXELS}.head.bias"] = channels_last(state[f"{_PIXELS}.head.bias"], network)
     return patches(state)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.parts.formats import rename, unwrap
+from mmssl.parts.formats import joined_biases, rename, unwrap
 from mmssl.registry import register
 
 _KEYS = ("model", "model_state", "state_dict", "module")
@@ -39,10 +39,7 @@ def videomae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]
             (r"decoder\.head\.(.+)", rf"{_PIXELS}.head.\1"),
         ],
     )
-    for name in [name for name in state if name.endswith(".attn.q_bias")]:
-        base = name.removesuffix("q_bias")
-        query, value = state.pop(name), state.pop(base + "v_bias")
-        state[base + "qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    state = joined_biases(state)
     if f"{_PIXELS}.embed.weight" in state:
         weight = state[f"{_PIXELS}.embed.weight"]
         state[f"{_PIXELS}.embed.bias"] = weight.new_zeros(len(weight))
