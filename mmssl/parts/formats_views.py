@@ -26,20 +26,20 @@ Rules = list[tuple[str, str]]
 _WIDTHS = {384: 6, 768: 12, 1024: 16}  # attention heads of the authors' encoders
 
 
-def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint without wrappers' names, and without what else stands among them."""
     state = unwrap(content)
     return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _known(state: State, rules: Rules, left_out: str, name: str) -> dict[str, Tensor]:
+def known(state: State, rules: Rules, left_out: str, name: str) -> dict[str, Tensor]:
     """The same by other names.
 
     Raises:
         ValueError: for names that are neither in the rules nor left out, or when there are none.
     """
-    known = re.compile("|".join([*(pattern for pattern, _ in rules), left_out]))
-    strange = [said for said in state if not known.fullmatch(said)]
+    pattern = re.compile("|".join([*(rule for rule, _ in rules), left_out]))
+    strange = [said for said in state if not pattern.fullmatch(said)]
     if strange or not state:
         raise ValueError(
             f"init_from: official/{name}: this file holds {', '.join(strange[:3]) or 'no tensors'}, which is not what "
@@ -48,13 +48,14 @@ def _known(state: State, rules: Rules, left_out: str, name: str) -> dict[str, Te
     return rename(state, rules)
 
 
-def _whole(found: State, part: nn.Module, base: str, name: str, remedy: str) -> dict[str, Tensor]:
-    """The tensors of a part with its own name in front.
+def whole(found: State, part: nn.Module | State, base: str, name: str, remedy: str) -> dict[str, Tensor]:
+    """The tensors of a part, or of those of its tensors that are meant, with its own name in front.
 
     Raises:
         ValueError: when they are not just those of the part, or of other shapes.
     """
-    own = {said: value.shape for said, value in part.state_dict().items()}
+    state = part.state_dict() if isinstance(part, nn.Module) else part
+    own = {said: value.shape for said, value in state.items()}
     apart = [f"{base}.{said}" for said in sorted(set(own) ^ set(found))]
     apart += [
         f"{base}.{said} {tuple(value.shape)} for {tuple(own[said])}"
@@ -68,7 +69,7 @@ def _whole(found: State, part: nn.Module, base: str, name: str, remedy: str) -> 
     return {f"{base}.{said}": value for said, value in found.items()}
 
 
-def _depth(found: State) -> int:
+def depth(found: State) -> int:
     """Number of blocks."""
     return 1 + max((int(name.split(".")[1]) for name in found if name.startswith("blocks.")), default=-1)
 
@@ -97,14 +98,14 @@ def _cross_view(
         width, (first, norm, memory) = len(found["embed.weight"]), said
         heads = layout.heads.get(width, block.own.num_heads)
         remedy = (
-            f"The file was made with {base}.dim={width} depth={_depth(found)} heads={heads} "
+            f"The file was made with {base}.dim={width} depth={depth(found)} heads={heads} "
             f"mlp_ratio={found['blocks.0.mlp.fc1.weight'].shape[0] / width:g} first={first} norm={norm} "
             f"memory_position={str(memory).lower()}; set the run so."
         )
         used = (block.order, block.post, part.memory_position, block.own.num_heads)
         if used != (ORDERS[first], norm == "post", memory, heads):
             raise ValueError(f"init_from: official/{layout.name}: the run's decoder computes something else. {remedy}")
-        placed |= _whole(found, part, base, layout.name, remedy)
+        placed |= whole(found, part, base, layout.name, remedy)
         compare(table, part.position, base, layout)
     return placed
 
@@ -138,8 +139,8 @@ def croco(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     Left out: `enc_pos_embed` and `dec_pos_embed`, fixed tables, which are compared. The files of CroCo v2 turn queries
     and keys instead and are refused. Attention heads are those of `croco_kwargs`, else of the authors' models.
     """
-    state, said = _tensors(content), content.get("croco_kwargs") or {}
-    found = _known(state, [*_CROCO, *_CROCO_DECODER], "dec_pos_embed", "croco")
+    state, said = tensors(content), content.get("croco_kwargs") or {}
+    found = known(state, [*_CROCO, *_CROCO_DECODER], "dec_pos_embed", "croco")
     if "pos_embed" not in found:
         raise ValueError(
             "init_from: official/croco: this file has no table of positions, as those of CroCo v2, whose attention "
@@ -185,8 +186,8 @@ def cropmae(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     Left out: `pos_embed` and `decoder_pos_embed`, fixed tables with a row of zeros for the class token; both are
     compared.
     """
-    state = _tensors(content)
-    _known(state, [*_CROPMAE, *_CROPMAE_DECODER], "decoder_pos_embed", "cropmae")
+    state = tensors(content)
+    known(state, [*_CROPMAE, *_CROPMAE_DECODER], "decoder_pos_embed", "cropmae")
     placed = transformer(rename(state, _CROPMAE), module, Layout("cropmae", _WIDTHS, "position/sincos"), twin=False)
     decoder = rename(state, _CROPMAE_DECODER)
     if decoder:
@@ -229,15 +230,15 @@ def spark(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     assert isinstance(network, Network)
     if not isinstance(network.encoder, Sparse):
         raise ValueError("init_from: official/spark fills encoder/sparse; choose it, with name: the file's network.")
-    plain = {name.removeprefix(_CNN): value for name, value in _tensors(content).items()}
-    _known(plain, [*_SPARK, *_SPARK_DECODER], r"imn_[ms]|norm_black|(fc|norm|head)\..+", "spark")
+    plain = {name.removeprefix(_CNN): value for name, value in tensors(content).items()}
+    known(plain, [*_SPARK, *_SPARK_DECODER], r"imn_[ms]|norm_black|(fc|norm|head)\..+", "spark")
     base, remedy = "networks.main.encoder.model", "Set encoder.name to the file's network, and data.channels=3."
-    placed = _whole(rename(plain, _SPARK), network.encoder.model, base, "spark", remedy)
+    placed = whole(rename(plain, _SPARK), network.encoder.model, base, "spark", remedy)
     decoder = rename(plain, _SPARK_DECODER)
     for name, term in module.objective.items():
         part, base = getattr(term, "predictor", None), f"objective.{name}.predictor"
         if isinstance(part, UNet) and decoder:
             norm = "batch" if any("running_mean" in said for said in decoder if said.startswith("norms.")) else "layer"
             remedy = f"Set {base}.dim={len(decoder['blocks.0.up.weight'])} norm={norm}, and data.channels=3."
-            placed |= _whole(decoder, part, base, "spark", remedy)
+            placed |= whole(decoder, part, base, "spark", remedy)
     return placed

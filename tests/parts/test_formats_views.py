@@ -1,4 +1,4 @@
-"""Official files of CroCo, CropMAE and SparK fill the recipes' modules, which then compute what the official forward
+"""Official files of CroCo, CropMAE, SparK and CAPI fill the recipes' modules, which then compute what the official forward
 passes do, written out plainly here."""
 
 from __future__ import annotations
@@ -551,3 +551,148 @@ def test_other_networks_than_sparks_are_refused(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=re.escape(said)):
             load(part, content, "spark", tmp_path)
+
+
+# ---- CAPI
+
+
+def capi_run(*overrides, pairs="across"):
+    small = ["encoder.registers=8", "encoder.heads=3", "heads.clusters.count=20"]
+    sizes = [s.replace("pixels", "latent") for s in SMALL if "encoder.heads" not in s]
+    turned = [f"encoder.pairs={pairs}", f"objective.latent.predictor.pairs={pairs}"]
+    return build("image/capi", f"tokenizer.patch={PATCH}", *sizes, *small, *turned, *overrides)
+
+
+def capi_freqs(dim):
+    """Frequencies as the released code makes them: rows in the first half of a head, columns in the second."""
+    one = 7.0 * (7.0 / 7e-4) ** torch.linspace(0, -1, dim // 4)
+    both, zero = torch.cat([one, one]), torch.zeros(dim // 2)
+    return torch.stack([torch.cat([both, zero]), torch.cat([zero, both])]) * 2 * torch.pi
+
+
+def capi_file(depth=2, decoder_depth=2, registers=8):
+    state = {"mask_token": torch.randn(1, WIDE), "registers": torch.randn(1, registers, DIM)}
+    patch_embed(state, "patch_embed")
+    for part, blocks, dim, context, heads in (
+        ("encoder", depth, DIM, DIM, HEADS), ("decoder", decoder_depth, WIDE, DIM, WIDE_HEADS),
+    ):  # fmt: skip
+        for i in range(blocks):
+            name = f"{part}.blocks.{i}.residual"
+            for end in (f"{name}1.norm.weight", f"{name}2.norm.weight"):
+                state[end] = 1 + 0.1 * torch.randn(dim)
+            state[f"{name}1.fn.rope.freqs"] = capi_freqs(dim // heads)
+            for end, out, into in (
+                ("1.fn.q_proj", dim, dim), ("1.fn.k_proj", dim, context), ("1.fn.v_proj", dim, context),
+                ("1.fn.proj", dim, dim), ("2.fn.fc1", 4 * dim, dim), ("2.fn.fc2", dim, 4 * dim),
+            ):  # fmt: skip
+                state[f"{name}{end}.weight"] = torch.randn(out, into) * 0.2
+    state = {f"backbone.{name}": value for name, value in state.items()}
+    return state | {"head.last_layer.weight_g": torch.rand(20, 1), "head.last_layer.weight_v": torch.randn(20, WIDE)}
+
+
+def capi_block(s, name, x, places, heads, context=None, context_places=None):
+    def turn(x, places):
+        angle = (places @ s[f"{name}1.fn.rope.freqs"])[:, None]
+        first, second = x.chunk(2, -1)
+        return x * angle.cos() + torch.cat([-second, first], -1) * angle.sin()
+
+    def map_of(end, x):
+        return F.linear(x, s[f"{name}{end}.weight"])
+
+    own = F.rms_norm(x, x.shape[-1:], s[f"{name}1.norm.weight"], 1e-5)
+    read, at = (own, places) if context is None else (context, context_places)
+    q, k, v = (
+        map_of(f"1.fn.{part}_proj", given).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for part, given in zip("qkv", (own, read, read), strict=True)
+    )
+    q, k = turn(q, places), turn(k, at)
+    found = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
+    x = x + map_of("1.fn.proj", found.transpose(1, 2).flatten(2))
+    own = F.rms_norm(x, x.shape[-1:], s[f"{name}2.norm.weight"], 1e-5)
+    return x + map_of("2.fn.fc2", F.gelu(map_of("2.fn.fc1", own)))
+
+
+def capi_reference(s, picture, shown, asked):
+    """Encoder outputs, registers first, and logits at the places asked for."""
+    x = F.conv2d(picture, s["patch_embed.weight"], s["patch_embed.bias"], PATCH)
+    line = torch.linspace(0, 1, x.shape[-1])
+    every, x = torch.cartesian_prod(line, line), x.flatten(2).mT[:, shown]
+    c = torch.arange(2) / 2
+    corner = [(c, 0 * c), (0 * c + 1, c), (1 - c, 0 * c + 1), (0 * c, 1 - c)]
+    ring = torch.cat([torch.stack(side, 1) for side in corner])
+    low, high = every[shown].amin(0), every[shown].amax(0)
+    places = torch.cat([low + ring * (high - low), every[shown]]).expand(len(x), -1, -1)
+    x = torch.cat([s["registers"].expand(len(x), -1, -1), x], 1)
+    for i in range(2):
+        x = capi_block(s, f"encoder.blocks.{i}.residual", x, places, HEADS)
+    x = F.rms_norm(x, (DIM,), None, 1e-5)
+    y, to = s["mask_token"].expand(len(x), len(asked), -1), every[asked].expand(len(x), -1, -1)
+    for i in range(2):
+        y = capi_block(s, f"decoder.blocks.{i}.residual", y, to, WIDE_HEADS, x, places)
+    v = s["head.last_layer.weight_v"]
+    weight = v / v.norm(dim=1, keepdim=True) * s["head.last_layer.weight_g"]
+    return x, F.linear(F.normalize(F.rms_norm(y, (WIDE,), None, 1e-5), dim=-1), weight)
+
+
+def test_capi_fills_all_but_the_clusters_and_computes_the_same(tmp_path):
+    part, content = capi_run(), capi_file()
+    own = {name for name in parameters(part) if name.startswith(("networks.", "objective."))}
+    assert filled(part, content, "capi") == own
+    assert parameters(part) - own == {"heads.clusters.centres.weight", "heads.clusters.centres.bias"} | {
+        name for name in parameters(part) if name.startswith("teacher.")
+    }
+    assert "not in the file: heads.clusters" in load(part, content, "capi", tmp_path)
+    s = {name.removeprefix("backbone."): value for name, value in content.items()}
+    given, shown, asked = view(32), torch.tensor([1, 10, 11, 34, 43]), torch.tensor([0, 5, 63])
+    with torch.no_grad():
+        for network in (part.networks["main"], part.teacher.twins["main"]):  # the teacher starts as a copy
+            tokens = network.embed(network.tokenizer(given))
+            seen = network.encoder(tokens.take(shown.expand(2, -1)))
+            encoded, logits = capi_reference(s, image(network, given), shown, asked)
+            close(torch.cat([seen.prefix, seen.x], 1), encoded)
+        close(part.objective["latent"].predictor(seen, tokens.take(asked.expand(2, -1))), logits)
+
+
+def test_capi_without_head_or_decoder(tmp_path):
+    part = capi_run()
+    content = {n: value for n, value in capi_file().items() if not n.startswith("head.")}
+    missing = {name for name in parameters(part) if ".predictor.head." in name}
+    assert parameters(part) - filled(part, content, "capi") >= missing
+    content = {n: value for n, value in content.items() if "decoder" not in n and "mask_token" not in n}
+    assert filled(part, content, "capi") == {name for name in parameters(part) if name.startswith("networks.")}
+
+
+def slower(content):
+    name = "backbone.encoder.blocks.1.residual1.fn.rope.freqs"
+    return content | {name: content[name] * 0.9}
+
+
+@pytest.mark.parametrize(
+    ("content", "make", "said"),
+    [
+        (lambda: capi_file(depth=3), capi_run, "encoder.dim=48 depth=3 registers=8"),
+        (lambda: capi_file(decoder_depth=1), capi_run, "Set objective.latent.predictor.dim=32 depth=1"),
+        (lambda: capi_file(registers=4), capi_run, "registers=4"),
+        (capi_file, lambda: capi_run(pairs="axis"), "set encoder.pairs=across encoder.heads=3"),
+        (capi_file, lambda: capi_run("encoder.heads=4"), "encoder.heads=3"),
+        (capi_file, lambda: capi_run("tokenizer.patch=8"), "a side of 4 pixels, those of the run are (8, 8)"),
+        (lambda: slower(capi_file()), capi_run, "block 1 of the file's encoder turns at speeds of its own"),
+        (lambda: {"model": {"student.backbone.registers": torch.zeros(1)}}, capi_run, "one rank's shard"),
+        (capi_file, lambda: croco_run(), "fills encoder/rope"),
+        (
+            lambda: capi_file() | {"backbone.enc_norm.weight": torch.ones(DIM)},
+            capi_run,
+            "holds backbone.enc_norm.weight",
+        ),
+    ],
+)
+def test_other_networks_than_capis_are_refused(content, make, said, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load(make(), content(), "capi", tmp_path)
+
+
+def test_frequencies_of_capi_may_be_rounded(tmp_path):
+    content = {name: value.bfloat16() for name, value in capi_file().items()}
+    part = capi_run()
+    load(part, content, "capi", tmp_path)
+    assert torch.equal(part.networks["main"].encoder.registers, content["backbone.registers"].float())
