@@ -12,7 +12,7 @@ from mmssl.nn.network import Network
 from mmssl.nn.rope import RopeBlock
 from mmssl.parts.encoders.rope import RopeEncoder
 from mmssl.parts.formats import patch_matrix, rename
-from mmssl.parts.formats_views import depth, known, tensors, whole
+from mmssl.parts.formats_views import depth, known, need, tensors, whole
 from mmssl.parts.rope_predictor import RopeCross, UnitLinear
 from mmssl.registry import register
 
@@ -78,11 +78,13 @@ def capi(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
         part, base = getattr(term, "predictor", None), f"objective.{name}.predictor"
         if isinstance(part, RopeCross) and len(decoder) > 1:
             given = decoder | (rename(state, _HEAD) if isinstance(part.head, UnitLinear) else {})
+            need(given, "capi", "mask_token")
             given["mask_token"] = given["mask_token"][None]
             remedy = (
                 f"Set {base}.dim={given['mask_token'].shape[-1]} depth={depth(given)} and the count of clusters so."
             )
-            asked = {n: value for n, value in part.state_dict().items() if n in given or not n.startswith("head.")}
+            spare = "head." if not any(said.startswith("head.") for said in given) else "nothing"
+            asked = {said: value for said, value in part.state_dict().items() if not said.startswith(spare)}
             placed |= whole(given, asked, base, "capi", remedy)
             _turned(state, "decoder", part.blocks, base)
     return placed

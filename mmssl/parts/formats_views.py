@@ -1,4 +1,4 @@
-"""Official checkpoints of networks with a second view or several streams: CroCo, CropMAE and SparK.
+"""Official checkpoints of networks that complete a view with another one, CroCo and CropMAE, and of SparK.
 
 Called as (content, module). Encoder and decoder are each filled whole, or the file is refused by the names of what
 differs. Fixed sine-cosine tables are not loaded, as ours are computed: where the file holds them, they are compared
@@ -46,6 +46,13 @@ def known(state: State, rules: Rules, left_out: str, name: str) -> dict[str, Ten
             f"the authors' network has; give a file that their training wrote."
         )
     return rename(state, rules)
+
+
+def need(state: State, name: str, *names: str) -> None:
+    """Refuses a file that lacks tensors, by their names."""
+    missing = [said for said in names if said not in state]
+    if missing:
+        raise ValueError(f"init_from: official/{name}: the file lacks {', '.join(missing[:3])}; give a whole one.")
 
 
 def whole(found: State, part: nn.Module | State, base: str, name: str, remedy: str) -> dict[str, Tensor]:
@@ -152,9 +159,11 @@ def croco(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     placed = transformer(encoder, module, Layout("croco", heads, "position/sincos"), twin=False)
     for name in [name for name in decoder if ".cross.q." in name]:
         base, end = name.split("q.")
+        need(decoder, "croco", *(f"{base}{part}.{end}" for part in "qkv"))
         parts = [decoder.pop(f"{base}{part}.{end}") for part in "qkv"]
         decoder[f"{base}in_proj_{end}"] = torch.cat(parts)
     if decoder:
+        need(state, "croco", "dec_pos_embed", "decoder_embed.weight", "dec_blocks.0.mlp.fc1.weight")
         table = state["dec_pos_embed"]
         heads = {table.shape[-1]: said["dec_num_heads"]} if "dec_num_heads" in said else {512: 16, 768: 12}
         layout = Layout("croco", heads, "position/sincos")
@@ -191,6 +200,7 @@ def cropmae(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     placed = transformer(rename(state, _CROPMAE), module, Layout("cropmae", _WIDTHS, "position/sincos"), twin=False)
     decoder = rename(state, _CROPMAE_DECODER)
     if decoder:
+        need(state, "cropmae", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.linear1.weight")
         layout = Layout("cropmae", {256: 8, 512: 16, 1024: 16}, "position/sincos")
         table = state["decoder_pos_embed"][0, 1:]
         placed |= _cross_view(decoder, module, layout, table, ("cross", "post", False))
@@ -238,6 +248,7 @@ def spark(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     for name, term in module.objective.items():
         part, base = getattr(term, "predictor", None), f"objective.{name}.predictor"
         if isinstance(part, UNet) and decoder:
+            need(decoder, "spark", "blocks.0.up.weight")
             norm = "batch" if any("running_mean" in said for said in decoder if said.startswith("norms.")) else "layer"
             remedy = f"Set {base}.dim={len(decoder['blocks.0.up.weight'])} norm={norm}, and data.channels=3."
             placed |= whole(decoder, part, base, "spark", remedy)

@@ -1,5 +1,5 @@
-"""Official files of CroCo, CropMAE, SparK and CAPI fill the recipes' modules, which then compute what the official forward
-passes do, written out plainly here."""
+"""Official files of CroCo, CropMAE, SparK, CAPI and MultiMAE fill the recipes' modules, which then compute what the
+official forward passes do, written out plainly here."""
 
 from __future__ import annotations
 
@@ -696,3 +696,183 @@ def test_frequencies_of_capi_may_be_rounded(tmp_path):
     part = capi_run()
     load(part, content, "capi", tmp_path)
     assert torch.equal(part.networks["main"].encoder.registers, content["backbone.registers"].float())
+
+
+# ---- MultiMAE
+
+STREAMS = "tokenizer.streams=[{channels: 1, mean: [0.5], std: [0.2]}, {channels: 2, mean: [0.5, 0.5], std: [0.1, 0.1]}]"
+
+
+def multimae_run(*overrides, norm=False, position="position/sincos_parts"):
+    """The recipe with a second stream of one channel, as depth is, and a third that no file has."""
+    sizes = [
+        f"encoder.dim={DIM}",
+        "encoder.depth=2",
+        f"encoder.heads={HEADS}",
+        f"encoder.final_norm={str(norm).lower()}",
+    ]
+    for term in ("image", "normed", "gradients"):
+        base = f"objective.{term}.predictor"
+        sizes += [f"{base}.dim={WIDE}", f"{base}.depth=2", f"{base}.heads={WIDE_HEADS}"]
+    place = f"encoder.position={{_target_: {position}}}"
+    return build("multimodal/multimae", STREAMS, "~objective.palette", place, *sizes, *overrides)
+
+
+def mocov3_table(side, dim):
+    """MoCo v3's table as (1, dim, side, side), rows before columns."""
+    first, second = mae_table(side, dim).chunk(2, 1)
+    return torch.cat([second, first], 1).T.reshape(1, dim, side, side)
+
+
+def multimae_file(side, depth=2, decoder_depth=2, count=1):
+    state = {"global_tokens": torch.randn(1, count, DIM)}
+    for name, channels in (("rgb", 3), ("depth", 1), ("semseg", 64)):
+        base, patch = f"input_adapters.{name}", PATCH if channels < 64 else 1
+        patch_embed(state, f"{base}.proj", channels, patch=patch)
+        state[f"{base}.pos_emb"] = mocov3_table(side, DIM)
+    state["input_adapters.semseg.class_emb.weight"] = torch.randn(133, 64)
+    for i in range(depth):
+        plain_block(state, f"encoder.{i}", DIM)
+    for name, values in (("rgb", 3 * PATCH**2), ("depth", PATCH**2), ("semseg", 133), ("norm_rgb", 3 * PATCH**2)):
+        base = f"output_adapters.{name}"
+        state |= {f"{base}.task_embeddings.{task}": torch.randn(1, 1, WIDE) for task in ("rgb", "depth", "semseg")}
+        state |= {f"{base}.mask_token": torch.randn(1, 1, WIDE), f"{base}.pos_emb": mocov3_table(side, WIDE)}
+        for part, out, into in (
+            ("decoder.q", WIDE, WIDE), ("decoder.kv", 2 * WIDE, WIDE), ("decoder.proj", WIDE, WIDE),
+            ("mlp.fc1", 4 * WIDE, WIDE), ("mlp.fc2", WIDE, 4 * WIDE), ("out_proj", values, WIDE),
+            ("proj_context", WIDE, DIM),
+        ):  # fmt: skip
+            dense(state, f"{base}.{part}", out, into)
+        for part in ("context_norm", "query_norm", "out_norm"):
+            scaled(state, f"{base}.{part}", WIDE)
+        for i in range(decoder_depth):
+            plain_block(state, f"{base}.decoder_transformer.{i}", WIDE)
+    return {"model": state, "epoch": 1599, "args": argparse.Namespace(decoder_dim=256)}
+
+
+def multimae_encode(s, pictures, shown):
+    """Encoder outputs of visible tokens, the global token last; `shown` has their places in each stream."""
+    x = []
+    for name, picture in pictures.items():
+        base = f"input_adapters.{name}"
+        made = F.conv2d(picture, s[f"{base}.proj.weight"], s[f"{base}.proj.bias"], PATCH) + s[f"{base}.pos_emb"]
+        x.append(made.flatten(2).mT[:, shown[name]])
+    x = torch.cat([*x, s["global_tokens"].expand(len(x[0]), -1, -1)], 1)
+    for i in range(2):
+        x = block(s, f"encoder.{i}", x, HEADS)
+    return x
+
+
+def multimae_decode(s, adapter, task, x, shown):
+    """Images (b, c, h, w) of one adapter."""
+    base = f"output_adapters.{adapter}"
+    s = {name.removeprefix(f"{base}."): value for name, value in s.items() if name.startswith(f"{base}.")}
+    table = s["pos_emb"].flatten(2).mT
+    x = linear(s, "proj_context", x)
+    parts = dict(zip(shown, x[:, :-1].split([len(places) for places in shown.values()], 1), strict=True))
+    known = {n: part + table[:, shown[n]] + s[f"task_embeddings.{n}"] for n, part in parts.items()}
+    context = norm(s, "context_norm", torch.cat([*known.values(), x[:, -1:]], 1))
+    y = s["mask_token"] + table.repeat(len(x), 1, 1) + s[f"task_embeddings.{task}"]
+    y[:, shown[task]] = known[task]
+    keys, values = linear(s, "decoder.kv", context).chunk(2, -1)
+    y = linear(s, "decoder.proj", attend(linear(s, "decoder.q", norm(s, "query_norm", y)), keys, values, WIDE_HEADS))
+    y = y + linear(s, "mlp.fc2", F.gelu(linear(s, "mlp.fc1", norm(s, "out_norm", y))))
+    for i in range(2):
+        y = block(s, f"decoder_transformer.{i}", y, WIDE_HEADS)
+    y, side = linear(s, "out_proj", y), math.isqrt(y.shape[1])
+    return y.reshape(len(y), side, side, -1, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def patches_of(picture):
+    """Pixels by patch, in our order: row, column, channel."""
+    b, c, h, w = picture.shape
+    x = picture.reshape(b, c, h // PATCH, PATCH, w // PATCH, PATCH)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, PATCH * PATCH * c)
+
+
+def test_multimae_fills_what_the_streams_have_in_common_and_computes_the_same(tmp_path):
+    part = multimae_run(f"tokenizer.patch={PATCH}")
+    network, n = part.networks["main"], 64
+    content = multimae_file(8)
+    strange = {"networks.main.embed.parts.2.proj.weight", "networks.main.embed.parts.2.proj.bias"}
+    assert filled(part, content, "multimae") == parameters(part) - strange
+    rows = {name: term.predictor.of_stream[2].clone() for name, term in part.objective.items()}
+    load(part, content, "multimae", tmp_path, share=0.9)
+    s, given = content["model"], view(32, channels=6)
+    assert all(torch.equal(term.predictor.of_stream[2], rows[name]) for name, term in part.objective.items())
+    tokens = network.embed(network.tokenizer(given))
+    shown = {"rgb": torch.tensor([0, 9, 33]), "depth": torch.tensor([5, 50])}
+    raw = network.tokenizer(given).raw
+    pictures = {
+        name: raw[:, first : first + n, : PATCH**2 * c].reshape(2, 8, 8, PATCH, PATCH, c).permute(0, 5, 1, 3, 2, 4)
+        for name, first, c in (("rgb", 0, 3), ("depth", n, 1))
+    }
+    pictures = {name: x.flatten(4).flatten(2, 3) for name, x in pictures.items()}
+    places = torch.cat([shown["rgb"], n + shown["depth"]])
+    with torch.no_grad():
+        seen = network.encoder(tokens.take(places.expand(2, -1)))
+        expected = multimae_encode(s, pictures, shown)
+        close(torch.cat([seen.x, seen.prefix], 1), expected)
+        for name, adapter, task, first in (
+            ("image", "rgb", "rgb", 0), ("normed", "norm_rgb", "rgb", 0), ("gradients", "depth", "depth", n),
+        ):  # fmt: skip
+            hidden = torch.tensor([i for i in range(n) if i not in shown[task]])
+            answer = part.objective[name].predictor(seen, tokens.take((first + hidden).expand(2, -1)))
+            close(answer, patches_of(multimae_decode(s, adapter, task, expected, shown))[:, hidden])
+
+
+def test_multimae_without_decoders(tmp_path):
+    part = multimae_run(f"tokenizer.patch={PATCH}")
+    content = {n: value for n, value in multimae_file(8)["model"].items() if not n.startswith("output_adapters")}
+    assert all(name.startswith("networks.") for name in filled(part, content, "multimae"))
+    report = load(part, content, "multimae", tmp_path, share=0.9)
+    assert "not in the file: networks.main.embed.parts.2.proj.weight" in report
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides", "settings", "said"),
+    [
+        ({"depth": 3}, [], {}, "encoder.dim=48 depth=3 heads=3 class_token=true registers=0 final_norm=false"),
+        ({"count": 2}, [], {}, "registers=1 final_norm=false"),
+        ({"decoder_depth": 1}, [], {}, "objective.image.predictor.dim=32 depth=1 heads=4"),
+        ({}, [], {"norm": True}, "networks.main.encoder.norm.bias"),
+        ({}, [], {"position": "position/sincos"}, "Set encoder.position={_target_: position/sincos_parts}"),
+        ({}, ["objective.normed.predictor.dim=64"], {}, "objective.normed.predictor has other sizes"),
+        ({}, ["tokenizer.patch=8"], {}, "patches with a side of 4 pixels, those of the run are (8, 8)"),
+    ],
+)
+def test_other_networks_than_multimaes_are_refused(given, overrides, settings, said, tmp_path):
+    part = multimae_run(f"tokenizer.patch={PATCH}", *overrides, **settings)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load(part, multimae_file(8, **given), "multimae", tmp_path)
+    with pytest.raises(ValueError, match="behind tokenizer/stacked"):
+        load(croco_run(), multimae_file(8), "multimae", tmp_path)
+
+
+# ---- all
+
+WHOLE = {
+    "croco": (croco_run, lambda: croco_file(8)["model"], "(?!)"),
+    "cropmae": (cropmae_run, lambda: cropmae_file(8)["model"], "(?!)"),
+    "spark": (lambda: spark_run("resnet18"), lambda: spark_file("resnet18")["module"], "imn_[ms]|norm_black|config"),
+    "capi": (capi_run, capi_file, "(?!)"),
+    "multimae": (
+        lambda: multimae_run(f"tokenizer.patch={PATCH}"),
+        lambda: multimae_file(8)["model"],
+        r"(in|out)put_adapters\.semseg\..+|input_adapters\.depth\.pos_emb|.+\.task_embeddings\.\w+",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_file_that_lacks_any_one_tensor_is_refused(name):
+    make, file, spare = WHOLE[name]
+    part, content = make(), file()
+    assert filled(part, content, name)
+    for missing in content:
+        rest = {said: value for said, value in content.items() if said != missing}
+        if re.fullmatch(spare, missing):
+            assert filled(part, rest, name)
+        else:
+            with pytest.raises(ValueError, match="init_from"):
+                filled(part, rest, name)
