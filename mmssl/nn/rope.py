@@ -58,21 +58,34 @@ class Rope(nn.Module):
         dim: channels, a multiple of 4.
         fastest: turns of the first pair of channels over the whole axis.
         slowest: turns of the last; those between are spaced evenly in their logarithm.
+        pairs: `axis`, of channels of one axis, which both turn by its angle; or `across`, as the released code of CAPI
+            has it: a channel of the row and one of the column, each with its own axis's angle. That is no rotation.
+
+    Raises:
+        ValueError: for channels that are no multiple of 4, or another word.
     """
 
     speed: Tensor
 
-    def __init__(self, dim: int, fastest: float = 7.0, slowest: float = 7e-4) -> None:
+    def __init__(self, dim: int, fastest: float = 7.0, slowest: float = 7e-4, pairs: str = "axis") -> None:
         super().__init__()
+        if pairs not in ("axis", "across"):
+            raise ValueError(f"pairs of channels have to be of one 'axis' or 'across' both (got pairs={pairs!r})")
         if dim % 4:
             raise ValueError(f"rotary places need heads whose width is a multiple of 4 (got {dim}); choose other heads")
         speed = 2 * math.pi * fastest * (fastest / slowest) ** torch.linspace(0, -1, dim // 4)
         self.register_buffer("speed", speed, persistent=False)
+        self.across = pairs == "across"
 
     def forward(self, x: Tensor, places: Tensor) -> Tensor:
         """x (b, heads, n, dim) at places (b, n, 2)."""
         angle = (places.unsqueeze(-1) * self.speed).to(x.dtype).unsqueeze(1)
         cos, sin = angle.cos(), angle.sin()
+        if self.across:
+            rows, columns = x.unflatten(-1, (2, 2, -1)).unbind(-3)
+            (row_cos, column_cos), (row_sin, column_sin) = (part.unsqueeze(-2).unbind(-3) for part in (cos, sin))
+            turned = [rows * row_cos - columns * row_sin, columns * column_cos + rows * column_sin]
+            return torch.stack(turned, -3).flatten(-3)
         first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)  # by axis, and in pairs
         return torch.stack([first * cos - second * sin, second * cos + first * sin], -2).flatten(-3)
 
@@ -87,14 +100,15 @@ class RopeBlock(nn.Module):
         mlp_ratio: hidden width of the MLP over the width.
         drop_path: stochastic depth.
         eps: epsilon of the norms.
+        pairs: which channels of a head are turned together, as in `Rope`.
     """
 
     def __init__(
         self, dim: int, heads: int, context: int | None = None, mlp_ratio: float = 4.0, drop_path: float = 0.0,
-        eps: float = 1e-5,
+        eps: float = 1e-5, pairs: str = "axis",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.heads, self.rope = heads, Rope(dim // heads)
+        self.heads, self.rope = heads, Rope(dim // heads, pairs=pairs)
         self.norm1, self.norm2 = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)
         self.q, self.proj = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.k, self.v = (nn.Linear(context or dim, dim, bias=False) for _ in range(2))

@@ -44,11 +44,12 @@ class RopeCross(nn.Module):
         mlp_ratio: hidden width of the MLPs over the width.
         drop_path: stochastic depth, of all blocks alike.
         norm_eps: epsilon of the norms.
+        pairs: which channels of a head are turned together: `axis`, or `across`, as in the released files of CAPI.
         unit: whether the last map takes features of length 1 and has rows of a learned length, for targets that are
             shares of clusters (CAPI); else it is plain.
 
     Raises:
-        ValueError: when heads do not divide the width into multiples of 4.
+        ValueError: when heads do not divide the width into multiples of 4, or for another word.
     """
 
     def __init__(
@@ -64,13 +65,16 @@ class RopeCross(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-5,
+        pairs: str = "axis",
         unit: bool = False,
     ) -> None:
         super().__init__()
         if dim % (4 * heads):
             raise ValueError(f"predictor.heads={heads} has to divide predictor.dim={dim} into multiples of 4")
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
-        self.blocks = nn.ModuleList(RopeBlock(dim, heads, width, mlp_ratio, drop_path, norm_eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            RopeBlock(dim, heads, width, mlp_ratio, drop_path, norm_eps, pairs) for _ in range(depth)
+        )
         self.norm = nn.RMSNorm(dim, norm_eps, elementwise_affine=False)
         self.head = UnitLinear(dim, out) if unit else nn.Linear(dim, out)
         xavier_(self)

@@ -194,6 +194,17 @@ def test_places_turn_pairs_of_channels_of_one_axis():
     torch.testing.assert_close(moved @ moved.mT, found @ found.mT, rtol=1e-4, atol=1e-4)
 
 
+def test_pairs_across_the_axes():
+    """The released code: half of a head moved past the other, signs changed, each half with its own axis's angles."""
+    part, x, places = Rope(8, pairs="across"), torch.randn(1, 2, 3, 8), torch.rand(1, 3, 2)
+    angle = (places.unsqueeze(-1) * part.speed.repeat(2)).flatten(2).unsqueeze(1)
+    moved = torch.cat([-x[..., 4:], x[..., :4]], -1)
+    torch.testing.assert_close(part(x, places), x * angle.cos() + moved * angle.sin())
+    assert not torch.allclose(part(x, places), Rope(8)(x, places))
+    with pytest.raises(ValueError, match="pairs='both'"):
+        Rope(8, pairs="both")
+
+
 def test_registers_lie_on_the_edge_of_what_is_seen():
     assert edge(8).tolist() == [[0, 0], [0.5, 0], [1, 0], [1, 0.5], [1, 1], [0.5, 1], [0, 1], [0, 0.5]]
     whole = tokens(1, 16, grid=(4, 4))

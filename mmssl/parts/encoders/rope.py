@@ -28,10 +28,12 @@ class RopeEncoder(nn.Module):
         mlp_ratio: hidden width of the MLPs over the width.
         drop_path: stochastic depth, of all blocks alike.
         norm_eps: epsilon of the norms.
+        pairs: which channels of a head are turned together: `axis`, two of one axis, a rotation; or `across`, as in the
+            released code and files of CAPI, one of the row and one of the column.
 
     Raises:
-        ValueError: when heads do not divide the width into multiples of 4, or for another number of registers; when
-            called, for tokens on no such grid.
+        ValueError: when heads do not divide the width into multiples of 4, for another number of registers or
+            another word; when called, for tokens on no such grid.
     """
 
     accepts = "sequence"
@@ -47,6 +49,7 @@ class RopeEncoder(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-5,
+        pairs: str = "axis",
     ) -> None:
         super().__init__()
         if dim % (4 * heads) or registers % 4:
@@ -56,7 +59,9 @@ class RopeEncoder(nn.Module):
             )
         self.dim, self.depth, self.tap_names = dim, depth, tap_names(depth)
         self.registers = nn.Parameter(torch.randn(1, registers, dim) * 0.02)
-        self.blocks = nn.ModuleList(RopeBlock(dim, heads, None, mlp_ratio, drop_path, norm_eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            RopeBlock(dim, heads, None, mlp_ratio, drop_path, norm_eps, pairs) for _ in range(depth)
+        )
         self.norm = nn.RMSNorm(dim, norm_eps, elementwise_affine=False)
         xavier_(self.blocks)
 
