@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.parts.formats import encoder_fits, strictly, unwrap
+from mmssl.parts.formats import encoder_fits, patch_matrix, strictly, unwrap
 from mmssl.registry import register
 
 _EMBED, _ENCODER = "networks.main.embed", "networks.main.encoder"
@@ -38,6 +38,22 @@ _SPEECH = [
     (rf"{_LAYER}\.fc([12])\.(weight|bias)", rf"{_ENCODER}.blocks.\1.linear\2.\3"),
     (r"mask_emb", "corruptors.x.mask_token"),
 ]
+_BEATS = [
+    (r"patch_embedding\.weight", f"{_EMBED}.stem.weight"),
+    *_TRUNK,
+    (r"encoder\.layers\.0\.self_attn\.relative_attention_bias\.weight", f"{_ENCODER}.bias.weight"),
+    (rf"{_LAYER}\.self_attn\.([qkv])_proj\.(weight|bias)", rf"{_ENCODER}.blocks.\1.attn.\2.\3"),
+    (rf"{_LAYER}\.self_attn\.out_proj\.(weight|bias)", rf"{_ENCODER}.blocks.\1.attn.proj.\2"),
+    (rf"{_LAYER}\.self_attn\.grep_linear\.(weight|bias)", rf"{_ENCODER}.blocks.\1.attn.gate.\2"),
+    (rf"{_LAYER}\.self_attn\.grep_a", rf"{_ENCODER}.blocks.\1.attn.scale"),
+    (rf"{_LAYER}\.fc([12])\.(weight|bias)", rf"{_ENCODER}.blocks.\1.fc\2.\3"),
+]
+# one table of distances serves all layers, so that their names repeat it; constant sums of padding are ESPnet's
+_BEATS_LEFT = (
+    r"encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight",
+    r"predictor\.(weight|bias)",
+    r"(patch_embedding|raw2fbank)_pad\.weight",
+)
 _TUNED = "w2v_encoder.w2v_model."
 SPECIAL = 4  # entries in front of the labels in every dictionary of fairseq: <s>, <pad>, </s>, <unk>
 
@@ -94,6 +110,48 @@ def wav2vec2(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]
         state[codes] = state[codes].reshape(own[codes].shape)  # groups come one after the other
     encoder_fits(state, module)
     return state
+
+
+@register("format/official/beats")
+def beats(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
+    """The checkpoints of microsoft/unilm's BEATs, pre-trained or fine-tuned, into the encoder of audio/openbeats.
+
+    The pre-training files hold the encoder only: decoder and codes begin anew. The classifier of a fine-tuned file is
+    left out. Tokenizers (`Tokenizer_iter*.pt`) have further parts and are refused.
+
+    Raises:
+        ValueError: for encoders of another size, without DeepNorm, or that count distances up to another one; the file
+            says so in its `cfg`.
+    """
+    said = content.get("cfg")
+    if isinstance(said, Mapping):
+        _agrees(said, module)
+    state = strictly(unwrap(content), _BEATS, _BEATS_LEFT)
+    key = f"{_EMBED}.stem.weight"
+    if key in state:
+        state[key] = patch_matrix(state[key])
+    encoder_fits(state, module)
+    return state
+
+
+def _agrees(said: Mapping[str, Any], module: nn.Module) -> None:
+    """Refuses what a configuration of BEATs says and no shape shows."""
+    wanted = {
+        "deep_norm": True, "layer_norm_first": False, "relative_position_embedding": True, "gru_rel_pos": True,
+        "activation_fn": "gelu",
+    }  # fmt: skip
+    for key, value in wanted.items():
+        if said.get(key, value) != value:
+            raise ValueError(
+                f"init_from: the file's model has {key}={said[key]!r}, and encoder/deepnorm is one of {key}={value!r}. "
+                "Give another file of BEATs."
+            )
+    longest = getattr(module.get_submodule(_ENCODER), "longest", None)
+    if longest is not None and said.get("max_distance", longest) != longest:
+        raise ValueError(
+            f"init_from: the file's model counts distances up to {said['max_distance']} (got encoder.longest={longest})"
+            f"; set encoder.longest={said['max_distance']}."
+        )
 
 
 def _speech(content: Mapping[str, Any], heads: list[tuple[str, str]]) -> dict[str, Tensor]:
