@@ -29,6 +29,49 @@ def rename(state: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> dict[st
     return found
 
 
+def strictly(
+    state: Mapping[str, Tensor], rules: list[tuple[str, str]], left: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """As `rename`, for layouts that are known to the last tensor.
+
+    Args:
+        state: tensors by official names.
+        rules: patterns of names, and what they become.
+        left: patterns of names that are left out on purpose.
+
+    Raises:
+        ValueError: for names that nothing knows, as the file is then of a model with further parts.
+    """
+    known = [*(pattern for pattern, _ in rules), *left]
+    strange = [name for name in state if not any(re.fullmatch(pattern, name) for pattern in known)]
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise ValueError(
+            f"init_from: the file holds {', '.join(strange[:3])}{more}, which the format has no place for, so its "
+            "model has parts or variants that the recipe lacks. Give the file of the plain model, or another format."
+        )
+    return rename(state, rules)
+
+
+def encoder_fits(found: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Refuses tensors of networks that the module has no place for, and such of another shape.
+
+    Raises:
+        ValueError: with their names and shapes.
+    """
+    own = module.state_dict()
+    wrong = [
+        f"{name} {tuple(value.shape)} ({f'here {tuple(own[name].shape)}' if name in own else 'not here'})"
+        for name, value in found.items()
+        if name.startswith("networks.") and (name not in own or own[name].shape != value.shape)
+    ]
+    if wrong:
+        raise ValueError(
+            f"init_from: the file's encoder is another one: {'; '.join(wrong[:3])}. Set encoder.dim, encoder.depth and "
+            "the tokenizer's sizes to those of the file."
+        )
+
+
 _ENCODER = [
     (r"patch_embed\.proj\.(weight|bias)", r"networks.main.embed.proj.\1"),
     (r"cls_token", r"networks.main.encoder.prefix"),

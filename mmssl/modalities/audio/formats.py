@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmssl.parts.formats import patches, rename
+from mmssl.parts.formats import encoder_fits, patches, rename, strictly, unwrap
 from mmssl.registry import register
 
 _ENCODER = "networks.main.encoder"
@@ -34,3 +34,24 @@ def audio_mae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor
     """
     state = content.get("model", content)
     return patches(rename(state, _RULES))
+
+
+@register("format/official/bird_mae")
+def bird_mae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
+    """The pre-training checkpoints of DBD-research-group/Bird-MAE, with or without decoder, bare or under `state_dict`.
+
+    Its positions are Audio-MAE's: fixed, not read, and of the grid turned round. Set
+    `encoder.position._target_=position/sincos_transposed`, and the same for the predictor. Lightning keeps the run's
+    settings beside the weights, which are no tensors and not read: save the `state_dict` of yours alone first.
+
+    Raises:
+        ValueError: for encoders of another depth, and for files with further parts.
+    """
+    state = {}
+    for name, value in unwrap(content, ("state_dict", "model")).items():
+        inner = name.removeprefix("encoder.").removeprefix("decoder.")
+        state[f"decoder_{inner}" if name.startswith("decoder.blocks.") else inner] = value
+    found = strictly(state, _RULES, (r"(decoder_)?pos_embed",))
+    # an embedding of other patches may begin anew, if init_share lets it
+    encoder_fits({name: value for name, value in found.items() if name.startswith(_ENCODER)}, module)
+    return patches(found)

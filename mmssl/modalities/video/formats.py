@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.parts.formats import joined_biases, rename, unwrap
+from mmssl.parts.formats import encoder_fits, joined_biases, rename, unwrap
 from mmssl.registry import register
 
 _KEYS = ("model", "model_state", "state_dict", "module")
 _EMBED, _ENCODER, _PIXELS = "networks.main.embed", "networks.main.encoder", "objective.pixels.predictor"
+_GUIDE = "guides.x"
 
 
 def tubelet_matrix(weight: Tensor) -> Tensor:
@@ -24,7 +25,12 @@ def tubelet_matrix(weight: Tensor) -> Tensor:
 def videomae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
     """The checkpoints of MCG-NJU/VideoMAE, pre-trained (encoder and decoder) or fine-tuned (encoder only).
 
-    Their keys have no bias: ours is zero, which changes nothing. Nor has their map into the decoder.
+    OpenGVLab/VideoMAEv2 and wgcban/adamae have the same layout; of the latter the network that draws tokens fills
+    guide/policy. Their keys have no bias: ours is zero, which changes nothing. Nor has their map into the decoder.
+    What classifies is left out, as is the norm behind the mean of a fine-tuned model (fc_norm): it is no part of ours.
+
+    Raises:
+        ValueError: for blocks that the encoder lacks, or of another kind (layer scale, cosine attention).
     """
     state = rename(
         unwrap(content, _KEYS),
@@ -37,12 +43,19 @@ def videomae(content: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]
             (r"decoder\.blocks\.(.+)", rf"{_PIXELS}.blocks.\1"),
             (r"decoder\.norm\.(.+)", rf"{_PIXELS}.norm.\1"),
             (r"decoder\.head\.(.+)", rf"{_PIXELS}.head.\1"),
+            (r"encoder\.pos_embed_probs", f"{_GUIDE}.position"),
+            (r"encoder\.get_token_probs\.0\.(.+)", rf"{_GUIDE}.blocks.0.\1"),
+            (r"encoder\.get_token_probs\.1\.(.+)", rf"{_GUIDE}.head.\1"),
         ],
     )
+    if f"{_GUIDE}.position" in state:
+        state[f"{_GUIDE}.position"] = state[f"{_GUIDE}.position"].flatten(0, 1)
     state = joined_biases(state)
     if f"{_PIXELS}.embed.weight" in state:
         weight = state[f"{_PIXELS}.embed.weight"]
         state[f"{_PIXELS}.embed.bias"] = weight.new_zeros(len(weight))
+    # an embedding of other channels may begin anew, if init_share lets it
+    encoder_fits({name: value for name, value in state.items() if name.startswith(_ENCODER)}, module)
     return _with_matrix(state)
 
 
