@@ -40,8 +40,10 @@ def strictly(
         left: patterns of names that are left out on purpose.
 
     Raises:
-        ValueError: for names that nothing knows, as the file is then of a model with further parts.
+        ValueError: for names that nothing knows, as the file is then of a model with further parts; and for no tensors.
     """
+    if not state:
+        raise ValueError("init_from: the file holds no tensors. Give the file that the authors' training wrote.")
     known = [*(pattern for pattern, _ in rules), *left]
     strange = [name for name in state if not any(re.fullmatch(pattern, name) for pattern in known)]
     if strange:

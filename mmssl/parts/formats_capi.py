@@ -11,8 +11,8 @@ from torch import Tensor
 from mmssl.nn.network import Network
 from mmssl.nn.rope import RopeBlock
 from mmssl.parts.encoders.rope import RopeEncoder
-from mmssl.parts.formats import patch_matrix, rename
-from mmssl.parts.formats_views import depth, known, need, tensors, whole
+from mmssl.parts.formats import patch_matrix, rename, strictly
+from mmssl.parts.formats_views import depth, need, tensors, whole
 from mmssl.parts.rope_predictor import RopeCross, UnitLinear
 from mmssl.registry import register
 
@@ -54,7 +54,7 @@ def capi(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
             "init_from: official/capi: this is one rank's shard of a training; give eval/*/student_ema_checkpoint.pth "
             "of it, or a released file."
         )
-    known(state, [*_ENCODER, *_DECODER, *_HEAD], _FREQS, "capi")
+    strictly(state, [*_ENCODER, *_DECODER, *_HEAD], (_FREQS,))
     network: Any = module.get_submodule("networks.main")
     assert isinstance(network, Network)
     if not isinstance(network.encoder, RopeEncoder):

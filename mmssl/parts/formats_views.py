@@ -7,7 +7,6 @@ with what the run computes. A name that a layout does not know is refused, so th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from mmssl.nn.network import Network
 from mmssl.parts.cross_view import ORDERS, CrossView
 from mmssl.parts.encoders.sparse import Sparse
-from mmssl.parts.formats import rename, unwrap
+from mmssl.parts.formats import rename, strictly, unwrap
 from mmssl.parts.formats_vit import Layout, State, compare, transformer
 from mmssl.parts.unet_predictor import UNet
 from mmssl.registry import register
@@ -30,22 +29,6 @@ def tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint without wrappers' names, and without what else stands among them."""
     state = unwrap(content)
     return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def known(state: State, rules: Rules, left_out: str, name: str) -> dict[str, Tensor]:
-    """The same by other names.
-
-    Raises:
-        ValueError: for names that are neither in the rules nor left out, or when there are none.
-    """
-    pattern = re.compile("|".join([*(rule for rule, _ in rules), left_out]))
-    strange = [said for said in state if not pattern.fullmatch(said)]
-    if strange or not state:
-        raise ValueError(
-            f"init_from: official/{name}: this file holds {', '.join(strange[:3]) or 'no tensors'}, which is not what "
-            f"the authors' network has; give a file that their training wrote."
-        )
-    return rename(state, rules)
 
 
 def need(state: State, name: str, *names: str) -> None:
@@ -147,7 +130,7 @@ def croco(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     and keys instead and are refused. Attention heads are those of `croco_kwargs`, else of the authors' models.
     """
     state, said = tensors(content), content.get("croco_kwargs") or {}
-    found = known(state, [*_CROCO, *_CROCO_DECODER], "dec_pos_embed", "croco")
+    found = strictly(state, [*_CROCO, *_CROCO_DECODER], ("dec_pos_embed",))
     if "pos_embed" not in found:
         raise ValueError(
             "init_from: official/croco: this file has no table of positions, as those of CroCo v2, whose attention "
@@ -196,7 +179,7 @@ def cropmae(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     compared.
     """
     state = tensors(content)
-    known(state, [*_CROPMAE, *_CROPMAE_DECODER], "decoder_pos_embed", "cropmae")
+    strictly(state, [*_CROPMAE, *_CROPMAE_DECODER], ("decoder_pos_embed",))
     placed = transformer(rename(state, _CROPMAE), module, Layout("cropmae", _WIDTHS, "position/sincos"), twin=False)
     decoder = rename(state, _CROPMAE_DECODER)
     if decoder:
@@ -241,7 +224,7 @@ def spark(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     if not isinstance(network.encoder, Sparse):
         raise ValueError("init_from: official/spark fills encoder/sparse; choose it, with name: the file's network.")
     plain = {name.removeprefix(_CNN): value for name, value in tensors(content).items()}
-    known(plain, [*_SPARK, *_SPARK_DECODER], r"imn_[ms]|norm_black|(fc|norm|head)\..+", "spark")
+    strictly(plain, [*_SPARK, *_SPARK_DECODER], (r"imn_[ms]|norm_black|(fc|norm|head)\..+",))
     base, remedy = "networks.main.encoder.model", "Set encoder.name to the file's network, and data.channels=3."
     placed = whole(rename(plain, _SPARK), network.encoder.model, base, "spark", remedy)
     decoder = rename(plain, _SPARK_DECODER)

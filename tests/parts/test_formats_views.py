@@ -239,9 +239,9 @@ def test_names_that_a_layout_does_not_know_are_refused(tmp_path):
     content = croco_file(8)
     content["model"]["head.dpt.scratch.weight"] = torch.zeros(3)
     for name, part in (("croco", croco_run()), ("cropmae", cropmae_run()), ("spark", spark_run("resnet18"))):
-        with pytest.raises(ValueError, match=rf"official/{name}: this file holds"):
+        with pytest.raises(ValueError, match=r"the file holds .*, which the format has no place for"):
             load(part, content, name, tmp_path)
-    with pytest.raises(ValueError, match="this file holds no tensors"):
+    with pytest.raises(ValueError, match="the file holds no tensors"):
         load(croco_run(), {"epoch": 3}, "croco", tmp_path)
 
 

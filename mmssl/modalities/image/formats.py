@@ -11,8 +11,8 @@ from torch import Tensor
 from mmssl.modalities.image.stacked import StreamEmbed
 from mmssl.nn.network import Network
 from mmssl.parts.encoders.vit import ViT
-from mmssl.parts.formats import patch_matrix, rename
-from mmssl.parts.formats_views import depth, known, need, tensors, whole
+from mmssl.parts.formats import patch_matrix, rename, strictly
+from mmssl.parts.formats_views import depth, need, tensors, whole
 from mmssl.parts.formats_vit import Layout, compare
 from mmssl.parts.stream_parts import StreamDecoder
 from mmssl.registry import register
@@ -51,7 +51,7 @@ def multimae(content: Mapping[str, Any], module: Any) -> dict[str, Tensor]:
     rules = [*_ENCODER, *((rf"input_adapters\.(?:rgb|depth)\.{rule}", "") for rule, _ in _INPUT)]
     rules += [(rf"output_adapters\.(?:rgb|depth|norm_rgb)\.{rule}", "") for rule, _ in _OUTPUT]
     spare = r"(in|out)put_adapters\.(semseg\..+|\w+\.(pos_emb|task_embeddings\.\w+))"
-    known(state, rules, spare, "multimae")
+    strictly(state, rules, (spare,))
     network: Any = module.get_submodule("networks.main")
     assert isinstance(network, Network)
     if not isinstance(network.encoder, ViT) or not isinstance(network.embed, StreamEmbed):
