@@ -7,11 +7,14 @@ result. Bandana beside MaskGAE is measured by their own protocols instead: see `
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import t
 
 from benchmarks.reproduce.grid import PLAIN, SETS, small_run
 
@@ -78,11 +81,12 @@ def _said(found: dict[str, dict[str, Any]]) -> str:
 
 
 def table(results: Path) -> str:
-    """Linear probes of both, mean and deviation over seeds, the difference by seed, and the ratio of times.
+    """Linear probes of both, mean and deviation over seeds, differences, and the ratio of times, in Markdown.
 
-    In Markdown; "overlap" where the 95 % intervals of the two probes of a seed do.
+    The interval is Student's over the seeds, paired; "overlap" where the 95 % intervals of the two probes of a seed do.
     """
-    lines = ["| claim | set | simpler | claimed to be better | difference by seed | CPU time |", "|---" * 6 + "|"]
+    head = ("claim", "set", "simpler", "claimed to be better", "difference, 95 %", "by seed", "CPU time")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for group, (kind, _, simpler, others) in GROUPS.items():
         first = _found(results, group, simpler)
         for recipe, claim in others.items():
@@ -91,10 +95,20 @@ def table(results: Path) -> str:
             apart = ", ".join(_apart(first[seed], second[seed]) for seed in both)
             spent = [sum(found[seed]["cpu_s"] for seed in both) for found in (first, second)]
             lines.append(
-                f"| {claim} | {SETS[kind][0]} | `{simpler}` {_said(first)} | `{recipe}` {_said(second)} | {apart} "
+                f"| {claim} | {SETS[kind][0]} | `{simpler}` {_said(first)} | `{recipe}` {_said(second)} "
+                f"| {_difference([second[seed]['value'] - first[seed]['value'] for seed in both])} | {apart} "
                 f"| {f'{spent[1] / spent[0]:.2f}' if both else ''} |"
             )
     return "\n".join(lines)
+
+
+def _difference(values: list[float]) -> str:
+    """The mean, with its interval where there are several."""
+    if len(values) < 2:
+        return f"{values[0]:+.3f}" if values else ""
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * error
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
 
 
 def _apart(one: dict[str, Any], other: dict[str, Any]) -> str:
