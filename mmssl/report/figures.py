@@ -23,6 +23,12 @@ _MEANING = {
     "lr": "The learning rate that was used.",
     "samples_per_s": "Training speed over all devices.",
 }
+_GROUPS = {
+    "grad": (
+        "Norm of the gradient",
+        "Before clipping, by module. Spikes and a drift upwards precede divergence; near 0 nothing is learnt.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,9 @@ def figures(run: Run) -> list[Figure]:
         note = "Scores of small probes on frozen features while training went on; they do not train the encoder."
         found.append(Figure("Online probes", tuple(online), note))
     found += [_single(column) for column in measured if column.leaf not in probes]
-    if norms := groups.pop("grad", []):
-        note = "Before clipping, by module. Spikes and a drift upwards precede divergence; near 0 nothing is learnt."
-        found.append(Figure("Norm of the gradient", tuple(norms), note))
     for prefix, columns in groups.items():
-        found += [Figure(prefix, tuple(columns))] if prefix and len(columns) > 1 else map(_single, columns)
+        title, note = _GROUPS.get(prefix, (prefix, ""))
+        found += [Figure(title, tuple(columns), note)] if prefix and len(columns) > 1 else map(_single, columns)
     times = tuple(column for column in run.timing.values() if column.name.endswith("_ms"))
     found += [Figure("Time per step", times, "Milliseconds; waiting for data is part of the step.")] if times else []
     return found + [_single(column) for column in run.timing.values() if column not in times]
