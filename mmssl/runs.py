@@ -12,9 +12,8 @@ import yaml
 
 from mmssl.config.compose import ConfigError
 from mmssl.registry import suggest
-from mmssl.report.reading import read
 from mmssl.report.sections import flatten
-from mmssl.report.sweep import axes, is_sweep, ranked, read_sweep
+from mmssl.report.sweep import axes, is_sweep, ranked, read_sweep, scores_of
 from mmssl.run.directory import root
 
 _SAID = ("recipe", "status", "verdict")  # what a row tells, without its configuration
@@ -40,8 +39,9 @@ def find(
     """
     home = root(folder)
     rows = _jobs(ranked(read_sweep(home))) if is_sweep(home) else _rows(home)
-    for key, value in (where or {}).items():
-        rows = _only(rows, key, value)
+    said, keys = ({k: v for k, v in (where or {}).items() if (k in _SAID) == own} for own in (True, False))
+    rows = [row for row in rows if all(fnmatch.fnmatchcase(str(row[key]), value) for key, value in said.items())]
+    rows = _only(rows, keys) if keys else rows
     return rows if sort is None or not rows else _best_first(rows, sort)
 
 
@@ -69,19 +69,15 @@ def _rows(home: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _only(rows: Sequence[dict[str, Any]], key: str, value: str) -> list[dict[str, Any]]:
-    """The rows whose key has a value; one of the configuration is shown beside."""
-    if key in _SAID:
-        return [row for row in rows if fnmatch.fnmatchcase(str(row[key]), value)]
-    found = [_settings(row) for row in rows]
-    if found and not any(key in settings for settings in found):
-        known = {*_SAID, *(name for settings in found for name in settings)}
-        raise ConfigError(f"no run here has the key {key!r}{suggest(key, known)}")
-    return [
-        row | {"varied": row.get("varied", {}) | {key: settings[key]}}
-        for row, settings in zip(rows, found, strict=True)
-        if key in settings and _same(settings[key], value)
-    ]
+def _only(rows: Sequence[dict[str, Any]], where: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows whose configuration has these values, which are shown beside; each is read once."""
+    found = [(row, _settings(row)) for row in rows]
+    for key, value in where.items():
+        if found and not any(key in settings for _, settings in found):
+            known = {*_SAID, *(name for _, settings in found for name in settings)}
+            raise ConfigError(f"no run here has the key {key!r}{suggest(key, known)}")
+        found = [(row, settings) for row, settings in found if key in settings and _same(settings[key], value)]
+    return [row | {"varied": row.get("varied", {}) | {k: settings[k] for k in where}} for row, settings in found]
 
 
 def _settings(row: Mapping[str, Any]) -> dict[str, str]:
@@ -112,7 +108,7 @@ def _best_first(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any
 
 def _less_is_better(row: Mapping[str, Any], name: str) -> bool:
     """What the summary of a run says of a score."""
-    scores = read(Path(row["path"])).scores if row["path"] and name in row["eval"] else []
+    scores = scores_of(Path(row["path"])) if row["path"] and name in row["eval"] else []
     return any(score.protocol == name and not score.higher_is_better for score in scores)
 
 

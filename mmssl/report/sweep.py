@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmssl.report.reading import Run
+from mmssl.report.reading import Run, Score
 
 # What a job that ended without a last word of its own is called, by Slurm's name of its state.
 _ENDS = {
@@ -126,12 +126,17 @@ def pick(summary: Mapping[str, Any], name: str | None) -> float | None:
     return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
 
 
+def scores_of(run: Path) -> list[Score]:
+    """Every score of a run, by its summary alone."""
+    return Run(Path(), _json(run / "summary.json")).scores
+
+
 def lower_is_better(sweep: Mapping[str, Any]) -> bool:
     """Whether the smaller value of the score comes first: as the sweep says, else as its metric is meant."""
     if sweep.get("direction"):
         return sweep["direction"] == "minimize"
     for row in sweep["jobs"]:
-        scores = Run(Path(), _json(Path(row["run"]) / "summary.json")).scores if row["run"] else []
+        scores = scores_of(Path(row["run"])) if row["run"] else []
         if scores:
             return not scores[0].higher_is_better
     return False

@@ -59,8 +59,8 @@ class Guard(lightning.Callback):
         views = {name: plain(view.data) for name, view in batch.items() if isinstance(view, View)}
         others = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name not in views}
         save(views | others, file)
-        terms = [name for name, value in latest.items() if name != "loss" and not math.isfinite(float(value))]
-        blame = [*(f"the term {name}" for name in terms if "/" not in name), *_not_finite(views)]
+        terms = {name: float(value) for name, value in latest.items() if name != "loss" and "/" not in name}
+        blame = [*(f"the term {name}" for name, x in terms.items() if not math.isfinite(x)), *_not_finite(views)]
         raise Diverged(
             f"The loss is {float(latest['loss'])} at step {step}; not finite: {', '.join(blame) or 'only their sum'}. "
             f"The batch is saved as {file}, and checkpoints/last.ckpt is from before. Usual causes: a learning rate "
